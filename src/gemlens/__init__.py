@@ -1,0 +1,91 @@
+"""gemlens: PaliGemma, PaliGemma 2 and Gemma 3 in one small, readable, fast library.
+
+The way of the data, one direction, seven words:
+
+    ask -> encode -> prefill -> step -> sample -> decode -> understand
+
+    models/        prefill, step: ids, pixels, spans and a cache in, logits out
+    caches/        what has been seen
+    spans.py       who sees whom: two integers per token and one rule
+    checkpoints/   files <-> models
+    kernels/       number formats and their plain arithmetic
+    processing/    encode, decode: people <-> numbers
+    generation/    sample: the only loop
+    errors.py      what is refused, as sentences
+
+Names are looked up when they are first used: `import gemlens` loads neither torch nor anything else that is slow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemlens.caches.cache import Cache as Cache
+    from gemlens.caches.dynamic import DynamicCache as DynamicCache
+    from gemlens.caches.static import StaticCache as StaticCache
+    from gemlens.models.auto import AutoConfig as AutoConfig
+    from gemlens.models.auto import AutoModel as AutoModel
+    from gemlens.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
+    from gemlens.models.auto import AutoModelForImageTextToText as AutoModelForImageTextToText
+    from gemlens.models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+    from gemlens.models.configs.multimodal import Gemma3Config as Gemma3Config
+    from gemlens.models.configs.multimodal import PaliGemmaConfig as PaliGemmaConfig
+    from gemlens.models.configs.siglip import SiglipVisionConfig as SiglipVisionConfig
+    from gemlens.models.configs.text import Gemma2Config as Gemma2Config
+    from gemlens.models.configs.text import Gemma3TextConfig as Gemma3TextConfig
+    from gemlens.models.configs.text import GemmaConfig as GemmaConfig
+    from gemlens.models.gemma3 import Gemma3ForConditionalGeneration as Gemma3ForConditionalGeneration
+    from gemlens.models.gemma3 import Gemma3ForSequenceClassification as Gemma3ForSequenceClassification
+    from gemlens.models.gemma3 import Gemma3Model as Gemma3Model
+    from gemlens.models.paligemma import PaliGemmaForConditionalGeneration as PaliGemmaForConditionalGeneration
+    from gemlens.models.paligemma import PaliGemmaModel as PaliGemmaModel
+    from gemlens.models.siglip import SiglipVisionModel as SiglipVisionModel
+    from gemlens.models.text import Gemma2ForCausalLM as Gemma2ForCausalLM
+    from gemlens.models.text import Gemma2Model as Gemma2Model
+    from gemlens.models.text import Gemma3ForCausalLM as Gemma3ForCausalLM
+    from gemlens.models.text import Gemma3TextModel as Gemma3TextModel
+    from gemlens.models.text import GemmaForCausalLM as GemmaForCausalLM
+    from gemlens.models.text import GemmaModel as GemmaModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "caches.cache": ("Cache",),
+    "caches.dynamic": ("DynamicCache",),
+    "caches.static": ("StaticCache",),
+    "errors": ("CheckpointError", "ConfigError", "GemlensError", "InputError"),
+    "models.auto": (
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForImageTextToText",
+        "AutoModelForSequenceClassification",
+    ),
+    "models.configs.multimodal": ("Gemma3Config", "PaliGemmaConfig"),
+    "models.configs.siglip": ("SiglipVisionConfig",),
+    "models.configs.text": ("Gemma2Config", "Gemma3TextConfig", "GemmaConfig"),
+    "models.gemma3": ("Gemma3ForConditionalGeneration", "Gemma3ForSequenceClassification", "Gemma3Model"),
+    "models.paligemma": ("PaliGemmaForConditionalGeneration", "PaliGemmaModel"),
+    "models.siglip": ("SiglipVisionModel",),
+    "models.text": (
+        "Gemma2ForCausalLM",
+        "Gemma2Model",
+        "Gemma3ForCausalLM",
+        "Gemma3TextModel",
+        "GemmaForCausalLM",
+        "GemmaModel",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"gemlens has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"gemlens.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

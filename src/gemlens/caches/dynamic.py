@@ -1,0 +1,183 @@
+"""DynamicCache: grows with the text. Sliding layers keep only what their window needs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemlens.caches.cache import HasWindows
+from gemlens.errors import InputError
+from gemlens.spans import Span, join, plain_span
+
+
+class DynamicLayer:
+    """Keys and values of one layer, [B, K, T, H] each; None before the first token."""
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def is_sliding(self) -> bool:
+        """Whether the layer forgets what its window no longer needs."""
+        return self.window is not None
+
+    def append(self, keys: Tensor, values: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
+        """Joins what is held with the new; gives all of it and goes on holding the last `keep` slots."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        forgets = keep is not None and keys.shape[2] > keep
+        # clone: a view would keep the memory of what is forgotten.
+        self.keys = keys[:, :, -keep:].clone() if forgets and keep else keys[:, :, :0] if forgets else keys
+        self.values = values[:, :, -keep:].clone() if forgets and keep else values[:, :, :0] if forgets else values
+        return keys, values
+
+    def change(self, how: Callable[[Tensor], Tensor]) -> None:
+        """Replaces keys and values by `how` of them."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = how(self.keys), how(self.values)
+
+
+class DynamicCache:
+    """Grows with the text.
+
+    Args:
+        config: of the model; its sliding layers then keep only their window. Without it every layer keeps everything.
+    """
+
+    is_compileable = False
+
+    def __init__(self, config: HasWindows | None = None) -> None:
+        self.layers = [DynamicLayer(window) for window in (config.windows if config else ())]
+        self._spans: dict[int | None, Span] = {}  # what the layers of one window hold
+        self._keep: dict[int | None, int | None] = {}  # how many slots they go on holding after this call
+        self._seen = 0
+        self._real: Tensor | int = 0
+
+    @classmethod
+    def from_legacy_cache(cls, past_key_values: Sequence[tuple[Tensor, Tensor]] | None = None) -> "DynamicCache":
+        """A cache of plain text from a tuple of (keys, values) per layer."""
+        cache = cls()
+        for layer, (keys, values) in enumerate(past_key_values or ()):
+            cache.update(keys, values, layer)
+        if cache.layers and cache.layers[0].keys is not None:
+            cache._seen = cache._real = cache.layers[0].keys.shape[2]
+            cache._spans = {None: plain_span(0, cache._seen, cache.layers[0].keys.device)}
+        return cache
+
+    def to_legacy_cache(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
+        """A tuple of (keys, values) per layer. Padding and pictures are not remembered there."""
+        return tuple((layer.keys, layer.values) for layer in self.layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots seen so far, padding counted, whether or not a sliding layer still holds them."""
+        return self._seen
+
+    def real_tokens(self) -> Tensor | int:
+        """Real tokens seen so far: one number if the rows are alike, else [B, 1]."""
+        return self._real
+
+    def extend(self, span: Span, layers: int, cache_position: Tensor | None = None) -> Sequence[Span]:
+        """Takes the span of the new tokens; gives per layer the span of the keys that `update` will give."""
+        if span.segment is not None:
+            raise InputError("Packed rows cannot be cached: pass use_cache=False with several texts in one row.")
+        while len(self.layers) < layers:
+            self.layers.append(DynamicLayer())
+        self._seen += len(span)
+        self._real = self._real + span.real_count()
+        seen_now: dict[int | None, Span] = {}
+        for window in {layer.window for layer in self.layers}:
+            held = self._spans.get(window)
+            seen_now[window] = whole = span if held is None else join([held, span])
+            self._keep[window] = keep = None if window is None else _slots_needed(whole, window)
+            self._spans[window] = whole if keep is None else whole.last(keep) if keep else whole.first(0)
+        return [seen_now[layer.window] for layer in self.layers]
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        cache_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Takes [B, K, S, H] of the new tokens of one layer; gives the [B, K, T, H] to attend to."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(DynamicLayer())
+        layer = self.layers[layer_idx]
+        return layer.append(key_states, value_states, self._keep.get(layer.window))
+
+    def crop(self, max_length: int) -> None:
+        """Forgets all but the first `max_length` slots; a negative number forgets that many at the end.
+
+        Raises:
+            InputError: a sliding layer has already forgotten what it would have to see again.
+        """
+        length = max(0, self._seen + max_length if max_length < 0 else max_length)
+        surplus = self._seen - length
+        if surplus <= 0:
+            return
+        for window, span in self._spans.items():
+            if len(span) < self._seen:
+                raise InputError(
+                    f"The cache cannot be cropped from {self._seen} to {length} tokens: layers with a window of "
+                    f"{window} hold only the last {len(span)}. DynamicCache() without a config forgets nothing."
+                )
+            self._spans[window] = held = span.first(length)
+            self._real = held.real_count()
+        for layer in self.layers:
+            layer.change(lambda states: states[:, :, :length])
+        self._seen = length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replaces row b by the former row `beam_idx[b]`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows `indices` [B'], in their order."""
+        self._spans = {window: span.rows(indices) for window, span in self._spans.items()}
+        if isinstance(self._real, Tensor) and self._real.shape[0] > 1:
+            self._real = self._real[indices.to(self._real.device)]
+        for layer in self.layers:
+            layer.change(lambda states: states.index_select(0, indices.to(states.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times, one after the other."""
+        if self.layers and self.layers[0].keys is not None:
+            rows = torch.arange(self.layers[0].keys.shape[0]).repeat_interleave(repeats)
+            self.batch_select_indices(rows)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        for layer in self.layers:
+            layer.keys = layer.values = None
+        self._spans, self._keep, self._seen, self._real = {}, {}, 0, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Per layer: whether it forgets what its window no longer needs."""
+        return [layer.is_sliding for layer in self.layers]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:
+        return self.layers[layer_idx].keys, self.layers[layer_idx].values
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        return iter(self.to_legacy_cache())
+
+
+def _slots_needed(span: Span, window: int) -> int:
+    """How many of the last slots the next token may still see in a layer with this window.
+
+    The next token sees `window - 1` real tokens back. Padding between them takes slots too, so where there may be some
+    it is looked for.
+    """
+    if span.plain:
+        return window - 1
+    newest = span.position[:, -1:]
+    needed = span.position > newest - (window - 1)
+    first = needed.int().argmax(1)  # the first slot that is needed, per row
+    return min(len(span), int(len(span) - first.min())) if window > 1 else 0

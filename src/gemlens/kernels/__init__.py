@@ -1,0 +1,1 @@
+"""Arithmetic on weights as files store them: the block formats, their plain specification, and fast twins."""

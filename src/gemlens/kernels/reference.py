@@ -1,0 +1,182 @@
+"""The slow truth: what the bytes of each block format mean, in plain torch.
+
+    blocks, uint8 [n, block_bytes] -> weights, float32 [n, block_size]
+
+One function per format, bit-equal to `gguf.quants.dequantize` (the fp16 scales are widened first; the order of the fp32
+operations is part of the specification). Fast kernels are tested against this file. The layouts are those of
+ggml-common.h and ggml-quants.c (https://github.com/ggml-org/ggml).
+
+In the comments n counts blocks, and a block's weights are numbered from 0.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from gemlens.errors import InputError
+from gemlens.kernels import formats
+from gemlens.kernels.formats import Format
+
+# Temporaries are a few times the size of one chunk, whatever the size of the tensor.
+WEIGHTS_PER_CHUNK = 2**20
+
+
+def dequantize(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> Tensor:
+    """The weights that a tensor's bytes stand for.
+
+    Args:
+        data: uint8, the tensor's blocks one after another, in any shape.
+        block_format: how a block is laid out.
+        shape: of the result; its last axis is a multiple of the block size.
+
+    Returns:
+        float32 of that shape, newly allocated, on the device of `data`.
+
+    Raises:
+        InputError: the bytes are not uint8, or not as many as the shape needs.
+    """
+    size, nbytes = block_format.block_size, block_format.block_bytes
+    if data.dtype != torch.uint8:
+        raise InputError(f"The blocks have the dtype {data.dtype}; pass the raw bytes as torch.uint8.")
+    if not shape or shape[-1] % size:
+        raise InputError(f"The shape {shape} must end in a multiple of {size} to be stored as {block_format.name}.")
+    count = math.prod(shape) // size
+    if data.numel() != count * nbytes:
+        needed = f"{count} blocks of {nbytes} bytes"
+        raise InputError(f"{data.numel()} bytes came, but {block_format.name} of the shape {shape} is {needed}.")
+    blocks = data.reshape(count, nbytes)
+    weights = torch.empty(count, size, dtype=torch.float32, device=data.device)
+    step = WEIGHTS_PER_CHUNK // size
+    for start in range(0, count, step):
+        weights[start : start + step] = _DEQUANTIZE[block_format](blocks[start : start + step])
+    return weights.reshape(shape)
+
+
+def _f32(blocks: Tensor) -> Tensor:
+    return _view(blocks, torch.float32)
+
+
+def _f16(blocks: Tensor) -> Tensor:
+    return _view(blocks, torch.float16).float()
+
+
+def _bf16(blocks: Tensor) -> Tensor:
+    return _view(blocks, torch.bfloat16).float()
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    scale, packed = blocks.split_with_sizes([2, 16], dim=-1)
+    quants = _fields(packed, 4).flatten(1)  # [n, 32]: low nibbles are weights 0..15, high nibbles 16..31
+    return _f16(scale) * (quants.float() - 8)
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    scale, minimum, packed = blocks.split_with_sizes([2, 2, 16], dim=-1)
+    quants = _fields(packed, 4).flatten(1)
+    return _f16(scale) * quants.float() + _f16(minimum)
+
+
+def _q5_0(blocks: Tensor) -> Tensor:
+    scale, fifth, packed = blocks.split_with_sizes([2, 4, 16], dim=-1)
+    return _f16(scale) * (_five_bits(fifth, packed) - 16)
+
+
+def _q5_1(blocks: Tensor) -> Tensor:
+    scale, minimum, fifth, packed = blocks.split_with_sizes([2, 2, 4, 16], dim=-1)
+    return _f16(scale) * _five_bits(fifth, packed) + _f16(minimum)
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    scale, quants = blocks.split_with_sizes([2, 32], dim=-1)
+    return _view(quants, torch.int8).float() * _f16(scale)
+
+
+def _q2_k(blocks: Tensor) -> Tensor:
+    scales, packed, scale, minimum = blocks.split_with_sizes([16, 64, 2, 2], dim=-1)
+    step, offset = _fields(scales, 4).float().unbind(1)  # each [n, 16], one per 16 weights
+    step, offset = _f16(scale) * step, _f16(minimum) * offset
+    quants = _fields(packed.reshape(-1, 2, 32), 2)  # [n, 2, 4, 32]: each half gives four runs of 32
+    return (step.unsqueeze(-1) * quants.reshape(-1, 16, 16).float() - offset.unsqueeze(-1)).flatten(1)
+
+
+def _q3_k(blocks: Tensor) -> Tensor:
+    third, packed, scales, scale = blocks.split_with_sizes([32, 64, 12, 2], dim=-1)
+    # 16 scales of 6 bits: the first 8 bytes hold the low four bits of each, the last 4 bytes the high two.
+    low, high = scales.split_with_sizes([8, 4], dim=-1)
+    steps = _fields(low, 4).flatten(1) | (_fields(high, 2).flatten(1) << 4)  # [n, 16]
+    steps = (_f16(scale) * (steps.float() - 32)).unsqueeze(-1)
+    quants = _fields(packed.reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    # The third bit is stored inverted: where it is 0, four is subtracted.
+    borrow = 4 * (1 - _fields(third, 1).reshape(-1, 16, 16).float())
+    return (steps * (quants.float() - borrow)).flatten(1)
+
+
+def _q4_k(blocks: Tensor) -> Tensor:
+    scale, minimum, scales, packed = blocks.split_with_sizes([2, 2, 12, 128], dim=-1)
+    steps, offsets = _k_scales(scale, minimum, scales)
+    quants = _fields(packed.reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return (steps * quants.float() - offsets).flatten(1)
+
+
+def _q5_k(blocks: Tensor) -> Tensor:
+    scale, minimum, scales, fifth, packed = blocks.split_with_sizes([2, 2, 12, 32, 128], dim=-1)
+    steps, offsets = _k_scales(scale, minimum, scales)
+    quants = _fields(packed.reshape(-1, 4, 32), 4).reshape(-1, 8, 32) | (_fields(fifth, 1) << 4)
+    return (steps * quants.float() - offsets).flatten(1)
+
+
+def _q6_k(blocks: Tensor) -> Tensor:
+    packed, high, scales, scale = blocks.split_with_sizes([128, 64, 16, 2], dim=-1)
+    steps = (_f16(scale) * _view(scales, torch.int8).float()).unsqueeze(-1)  # [n, 16, 1]
+    low = _fields(packed.reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    quants = low | (_fields(high.reshape(-1, 2, 32), 2).reshape(-1, 8, 32) << 4)
+    return (steps * (quants.reshape(-1, 16, 16).float() - 32)).flatten(1)
+
+
+def _view(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same bytes as another dtype. The copy is there because a slice may start at an odd byte."""
+    return data.clone(memory_format=torch.contiguous_format).view(dtype)
+
+
+def _fields(packed: Tensor, bits: int) -> Tensor:
+    """The bit fields of each byte, lowest first, on a new axis before the last: [..., m] -> [..., 8 / bits, m]."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).unsqueeze(-1)
+    return torch.bitwise_and(packed.unsqueeze(-2) >> shifts, 2**bits - 1)
+
+
+def _five_bits(fifth: Tensor, packed: Tensor) -> Tensor:
+    """Nibbles [n, 16] and one 32-bit word [n, 4] of fifth bits -> float32 [n, 32]."""
+    high = _fields(fifth, 1).transpose(1, 2).flatten(1)  # weight i has bit i % 8 of byte i // 8
+    return (_fields(packed, 4).flatten(1) | (high << 4)).float()
+
+
+def _k_scales(scale: Tensor, minimum: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps and offsets, [n, 8, 1] each, of Q4_K and Q5_K, from 12 bytes that hold eight 6-bit numbers of both.
+
+    Bytes 0..3 hold the first four steps and 4..7 the first four offsets, in their low six bits. The other four have
+    their low four bits in bytes 8..11 (steps in the low nibble, offsets in the high) and their high two bits above
+    the first four.
+    """
+    step, offset, low = packed.reshape(-1, 3, 4).unbind(1)  # each [n, 4]
+    steps = torch.cat([step & 63, (low & 15) | ((step >> 2) & 48)], dim=-1)
+    offsets = torch.cat([offset & 63, (low >> 4) | ((offset >> 2) & 48)], dim=-1)
+    return (_f16(scale) * steps.float()).unsqueeze(-1), (_f16(minimum) * offsets.float()).unsqueeze(-1)
+
+
+_DEQUANTIZE: Mapping[Format, Callable[[Tensor], Tensor]] = {
+    formats.F32: _f32,
+    formats.F16: _f16,
+    formats.BF16: _bf16,
+    formats.Q4_0: _q4_0,
+    formats.Q4_1: _q4_1,
+    formats.Q5_0: _q5_0,
+    formats.Q5_1: _q5_1,
+    formats.Q8_0: _q8_0,
+    formats.Q2_K: _q2_k,
+    formats.Q3_K: _q3_k,
+    formats.Q4_K: _q4_k,
+    formats.Q5_K: _q5_k,
+    formats.Q6_K: _q6_k,
+}

@@ -1,0 +1,169 @@
+"""The decoder of Gemma 1, 2 and 3, without a version inside: hidden states and spans in, hidden states out.
+
+What differs between the three is decided in `__init__`: numbers come from the config, per layer; a norm that a version
+does not have is `nn.Identity`. `forward` asks nothing.
+
+The residual stream has the model's dtype, except that a float16 model carries it in float32: Gemma 3's stream passes
+65504, where float16 ends, and clipping it costs accuracy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gemlens.caches.cache import Cache
+from gemlens.models.attention import AttentionBlock, Scores, eager
+from gemlens.models.configs.text import TextConfig
+from gemlens.models.layers import GatedMLP, RMSNorm
+from gemlens.models.rope import rotate, rotations
+from gemlens.spans import Span, View
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the S tokens of one call stand.
+
+    Args:
+        span: who sees them and whom they see.
+        position_ids: [B, S] or [1, S], what they are rotated by.
+        cache: what came before; None to see only themselves.
+        cache_position: [S] slots that they take in the cache; None for the next ones.
+    """
+
+    span: Span
+    position_ids: Tensor
+    cache: Cache | None = None
+    cache_position: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a caller wants to look at besides the result."""
+
+    hidden_states: bool = False
+    attentions: bool = False
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder gives.
+
+    Args:
+        last: [B, S, D] after the final norm.
+        hidden_states: the embeddings, then every layer's output, the last after the final norm: L+1 of [B, S, D].
+        attentions: L of [B, N, S, T].
+    """
+
+    last: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Attention(AttentionBlock):
+    """Grouped-query attention with rotary positions; norms on queries and keys where the version has them."""
+
+    def __init__(self, config: TextConfig, layer_idx: int) -> None:
+        super().__init__(cap=config.softcaps[0])
+        self.layer_idx = layer_idx
+        self.head_dim = size = config.head_dim
+        width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(width, heads * size, bias=bias)
+        self.k_proj = nn.Linear(width, kv_heads * size, bias=bias)
+        self.v_proj = nn.Linear(width, kv_heads * size, bias=bias)
+        self.o_proj = nn.Linear(heads * size, width, bias=bias)
+        normed = config.query_key_norms
+        self.q_norm = RMSNorm(size, config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm = RMSNorm(size, config.rms_norm_eps) if normed else nn.Identity()
+        self.scale = config.query_scale
+        self.dropout = config.attention_dropout
+
+    def forward(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], view: View, cache: Cache | None, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, S, D] -> [B, S, D] and, if asked for, the weights [B, N, S, T]."""
+        query, key, value = (
+            states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, N or K, S, H]
+            for states in (self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden))
+        )
+        query, key = rotate(self.q_norm(query), *rotation), rotate(self.k_norm(key), *rotation)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        # Only the specification gives weights back; its result is the same as that of the others.
+        attend = eager if weights else self.attend
+        scores = Scores(self.scale, self.cap, self.dropout if self.training else 0.0)
+        mixed, seen = attend(query, key, value, view, scores)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), seen
+
+
+class DecoderLayer(nn.Module):
+    """x += after_attention(attention(before_attention(x))); x += after_mlp(mlp(before_mlp(x))).
+
+    The norms carry the official checkpoints' names. Gemma 1 gives the name `post_attention_layernorm` to the norm
+    before its MLP, Gemma 2 and 3 to the one after attention.
+    """
+
+    def __init__(self, config: TextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer_idx)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+        self.norm_order = (
+            ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+            if config.sandwich_norms
+            else ("input_layernorm", "no_norm", "post_attention_layernorm", "no_norm")
+        )
+        for name in self.norm_order:
+            norm = nn.Identity() if name == "no_norm" else RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.add_module(name, norm)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: View,
+        cache: Cache | None,
+        weights: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream [B, S, D] -> the same; `dtype` is that of the arithmetic between the norms."""
+        before_attention, after_attention, before_mlp, after_mlp = map(self.get_submodule, self.norm_order)
+        mixed, seen = self.self_attn(before_attention(hidden).to(dtype), rotation, view, cache, weights)
+        hidden = hidden + after_attention(mixed.to(hidden.dtype))
+        transformed = self.mlp(before_mlp(hidden).to(dtype))
+        return hidden + after_mlp(transformed.to(hidden.dtype)), seen
+
+
+def run_layers(
+    layers: Sequence[nn.Module],
+    config: TextConfig,
+    windows: Sequence[int | None],
+    hidden: Tensor,
+    placement: Placement,
+    recording: Recording,
+    checkpointing: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Sends embeddings [B, S, D] through the layers: the last output, all inputs, all attention weights.
+
+    Masks and rotations are made once for all layers that share them.
+    """
+    dtype = hidden.dtype
+    hidden = hidden.float() if dtype is torch.float16 else hidden
+    span, cache = placement.span, placement.cache
+    keys = [span] * len(layers) if cache is None else cache.extend(span, len(layers), placement.cache_position)
+    views: dict[tuple[int | None, int], View] = {}
+    turned = {spec: rotations(spec, placement.position_ids, dtype) for spec in set(config.ropes)}
+    inputs, attentions = [], []
+    for layer, window, spec, key in zip(layers, windows, config.ropes, keys, strict=False):
+        view = views.setdefault((window, id(key)), View(span, key, window))
+        arguments = (hidden, turned[spec], view, cache, recording.attentions, dtype)
+        inputs.append(hidden)
+        if checkpointing:
+            hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
+        else:
+            hidden, weights = layer(*arguments)
+        if weights is not None:
+            attentions.append(weights)
+    return hidden, inputs, attentions

@@ -1,0 +1,93 @@
+"""PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555): a block of pictures and prompt, then the answer."""
+
+import math
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from gemlens.errors import InputError
+from gemlens.models.configs.multimodal import PaliGemmaConfig
+from gemlens.models.loss import IGNORED, next_token_loss
+from gemlens.models.multimodal import (
+    MultimodalForConditionalGeneration,
+    MultimodalModel,
+    Prompt,
+    new_token_types,
+)
+from gemlens.models.outputs import PaliGemmaCausalLMOutputWithPast, PaligemmaModelOutputWithPast
+from gemlens.models.placement import Blocks
+
+
+class PaliGemmaProjector(nn.Module):
+    """One linear layer; a token per patch."""
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[I, P, vision width] -> [I, P, D]."""
+        vectors: Tensor = self.linear(patches)
+        return vectors
+
+
+class PaliGemmaModel(MultimodalModel):
+    """PaliGemma without a head.
+
+    Pictures and prompt all see each other; every token of the answer sees what stands before it. The answer begins
+    where `token_type_ids` turn to 1, or else after the run of -100 at the start of `labels`, or else after all tokens
+    of the first call: what comes later, with the cache, is answer.
+    """
+
+    config_class = PaliGemmaConfig
+    output_class = PaligemmaModelOutputWithPast
+    config: PaliGemmaConfig
+    first_position: ClassVar[int] = 1
+
+    def make_projector(self) -> nn.Module:
+        """One linear layer."""
+        return PaliGemmaProjector(self.config)
+
+    def public_features(self, features: Tensor) -> Tensor:
+        """Divided by sqrt(D), as `inputs_embeds` are multiplied by it: the decoder reads the projector's own values."""
+        return features / math.sqrt(self.config.text_config.hidden_size)
+
+    def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
+        """The prompt is one block.
+
+        Raises:
+            InputError: labels or types by which the answer could be seen, or pictures in the answer.
+        """
+        if past:
+            return None
+        like = prompt.input_ids if prompt.input_ids is not None else prompt.inputs_embeds
+        assert like is not None
+        types = new_token_types(prompt.token_type_ids, shape, past)
+        scored = None if prompt.labels is None else prompt.labels != IGNORED
+        if scored is not None and scored.shape != shape:
+            raise InputError(f"labels have shape {tuple(scored.shape)}, but there are {list(shape)} tokens.")
+        if types is None:
+            answer = like.new_zeros(shape, dtype=bool) if scored is None else scored.cummax(1).values  # type: ignore[call-overload]
+            return Blocks(prefix=~answer)
+        if scored is not None and bool((scored & (types == 0)).any()):
+            raise InputError(
+                "labels score tokens whose token_type_ids are 0. Tokens of type 0 see each other, so the answer would "
+                "be visible to what predicts it; give the answer type 1, or leave token_type_ids out."
+            )
+        pictures = self._placeholders(prompt.input_ids, None)
+        if pictures is not None and bool((pictures & (types == 1)).any()):
+            raise InputError("token_type_ids are 1 for picture tokens, but 1 means the answer; pictures have type 0.")
+        return Blocks(prefix=types == 0)
+
+
+class PaliGemmaForConditionalGeneration(MultimodalForConditionalGeneration):
+    """PaliGemma with a head."""
+
+    config_class = PaliGemmaConfig
+    model_class = PaliGemmaModel
+    output_class = PaliGemmaCausalLMOutputWithPast
+
+    def loss(self, logits: Tensor, prompt: Prompt, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Mean over the scored labels."""
+        assert prompt.labels is not None
+        return next_token_loss(logits, prompt.labels, num_items_in_batch)

@@ -1,0 +1,168 @@
+"""Who sees whom: two integers per token and one rule. There is no other mask code in gemlens.
+
+Every token has a position (how many real tokens of its row stand before it) and a block. A query sees a key iff they
+share a block, or the key's block comes before the query's and the key is less than a window back:
+
+    causal text           PaliGemma: 2 picture tokens,      Gemma 3: text, a picture of 3 tokens, text
+                          2 of prompt, 2 of answer
+    block  0 1 2 3        block  0 0 0 0 4 5                block  0 1 1 1 4 5
+           # . . .               # # # # . .                       # . . . . .
+           # # . .               # # # # . .                       # # # # . .
+           # # # .               # # # # . .                       # # # # . .
+           # # # #               # # # # . .                       # # # # . .
+                                 # # # # # .                       # # # # # .
+                                 # # # # # #                       # # # # # #
+
+A block's number is the slot (place in the row, padding counted) of its first token, so blocks only grow and a token
+keeps its numbers when it is cached. Padding is one last block of its own: no real token sees it, and no row of the mask
+is empty. Packed rows carry a third integer, the segment, that must be equal too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+PADDING = 2**40  # the block of padded tokens: after every real one
+EMPTY = 2**41  # the block of a cache slot that holds nothing: after padding, so that nobody sees it
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers of T tokens.
+
+    Args:
+        position: [B, T] int64, or [1, T] where all rows are alike.
+        block: like `position`.
+        segment: like `position`, for packed rows.
+        plain: known without looking at the tensors: all tokens are real, each is its own block, and the positions are
+            consecutive. Lets attention use its causal fast paths.
+    """
+
+    position: Tensor
+    block: Tensor
+    segment: Tensor | None = None
+    plain: bool = False
+
+    def __len__(self) -> int:
+        return self.position.shape[1]
+
+    def real_count(self) -> Tensor | int:
+        """How many tokens are no padding: one number if the rows are alike, else [B, 1]."""
+        return len(self) if self.plain else (self.block < PADDING).sum(1, keepdim=True)
+
+    def last(self, count: int) -> "Span":
+        """The last `count` tokens."""
+        if count >= len(self):
+            return self
+        return replace(self, position=self.position[:, -count:], block=self.block[:, -count:])
+
+    def first(self, count: int) -> "Span":
+        """The first `count` tokens."""
+        return replace(self, position=self.position[:, :count], block=self.block[:, :count])
+
+    def rows(self, index: Tensor) -> "Span":
+        """The chosen rows, in the order of `index` [B']."""
+        if self.position.shape[0] == 1:
+            return self
+        index = index.to(self.position.device)
+        return replace(self, position=self.position[index], block=self.block[index])
+
+
+def plain_span(start: int, length: int, device: torch.device | str) -> Span:
+    """Causal text without padding: `length` tokens after `start` others."""
+    numbers = torch.arange(start, start + length, device=device).unsqueeze(0)
+    return Span(numbers, numbers, plain=True)
+
+
+def span_of(
+    slots: Tensor,
+    *,
+    real: Tensor | None = None,
+    before: Tensor | int = 0,
+    prefix: Tensor | None = None,
+    picture_starts: Tensor | None = None,
+    pictures: Tensor | None = None,
+    segment: Tensor | None = None,
+) -> Span:
+    """The span of the S tokens of one call.
+
+    Args:
+        slots: [S] places of the tokens in their rows, cached tokens and padding counted.
+        real: [B, S] bool, False for padding.
+        before: [B, 1] or a number: real tokens that are cached.
+        prefix: [B, S] bool, tokens that all see each other (PaliGemma's pictures and prompt).
+        pictures: [B, S] bool, tokens of pictures that see their own picture (Gemma 3).
+        picture_starts: [B, S] bool, the first token of each picture.
+        segment: [B, S] number of the packed text that a token belongs to.
+    """
+    slots = slots.unsqueeze(0)
+    shape = next((mask.shape for mask in (real, prefix, pictures, segment) if mask is not None), slots.shape)
+    ones = torch.ones(shape, dtype=torch.bool, device=slots.device) if real is None else real
+    position = (before + ones.cumsum(1) - 1).clamp(min=0)
+    block = slots.expand(shape)
+    if pictures is not None and picture_starts is not None:
+        block = torch.where(pictures, torch.where(picture_starts, slots, 0).cummax(1).values, block)
+    if prefix is not None:
+        block = torch.where(prefix, 0, block)
+    if real is not None:
+        block = torch.where(real, block, PADDING)
+    return Span(position, block, segment)
+
+
+def join(spans: Sequence[Span]) -> Span:
+    """One span after the other; plain only if all are."""
+    rows = max(span.position.shape[0] for span in spans)
+    position = torch.cat([span.position.expand(rows, -1) for span in spans], dim=1)
+    block = torch.cat([span.block.expand(rows, -1) for span in spans], dim=1)
+    return Span(position, block, plain=all(span.plain for span in spans))
+
+
+def sees(query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], window: int | None) -> Tensor:
+    """The rule, element by element, for (position, block) of queries and keys of any shapes that broadcast."""
+    (query_position, query_block), (key_position, key_block) = query, key
+    before = key_block < query_block
+    if window is not None:
+        before = before & (query_position - key_position < window)
+    return before | (key_block == query_block)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the queries of one call see of their keys in layers with one window."""
+
+    query: Span
+    key: Span
+    window: int | None = None
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[B, 1, S, T] bool, True where a query sees a key; B may be 1."""
+        query, key = self.query, self.key
+        queries = (query.position.unsqueeze(2), query.block.unsqueeze(2))
+        keys = (key.position.unsqueeze(1), key.block.unsqueeze(1))
+        mask = sees(queries, keys, self.window)
+        if query.segment is not None and key.segment is not None:
+            mask = mask & (query.segment.unsqueeze(2) == key.segment.unsqueeze(1))
+        return mask.unsqueeze(1)
+
+    @property
+    def plain(self) -> bool:
+        """Whether causality and the window say everything."""
+        return self.query.plain and self.key.plain
+
+    @property
+    def _window_reaches_all(self) -> bool:
+        return self.window is None or len(self.key) <= self.window
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every query sees every key, known without looking at the tensors: one new token of plain text."""
+        return self.plain and len(self.query) == 1 and self._window_reaches_all
+
+    @property
+    def is_triangle(self) -> bool:
+        """Whether the mask is the plain lower triangle, known without looking at the tensors."""
+        return self.plain and len(self.query) == len(self.key) and self._window_reaches_all
