@@ -217,6 +217,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "alignment as uint64": (aligned(10, struct.pack("<Q", 32)), "general.alignment must be"),
     "alignment as text": (aligned(8, text(b"32")), "general.alignment must be"),
     "alignments": (aligned(9, array(4, 1, struct.pack("<I", 32))), "general.alignment must be"),
+    "empty alignments": (aligned(9, array(4, 0)), "general.alignment must be"),
     "alignment 2^31": (
         header(1, 1) + entry(b"general.alignment", 4, struct.pack("<I", 2**31)) + info(b"a") + bytes(256),
         "'a' ends at byte 2147483776, but the file at",

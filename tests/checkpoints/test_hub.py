@@ -122,6 +122,7 @@ def test_a_folder_gives_its_files_and_none_for_others(tmp_path: Path) -> None:
     assert Origin(str(tmp_path)).find("inner/config.json") == tmp_path / "inner" / "config.json"
     assert Origin(tmp_path).find("config.json") is None
     assert Origin(tmp_path, subfolder="nowhere").find("config.json") is None
+    assert Origin(tmp_path).find("x" * 5000) is None
     assert Origin(tmp_path, subfolder="inner").listing() == ["config.json"]
     with pytest.raises(CheckpointError, match=r"There is no 'config.json' in the folder '.*'; check"):
         Origin(tmp_path).fetch("config.json")
@@ -268,6 +269,7 @@ def test_offline_takes_what_was_downloaded_as_all_there_is(
     offline = Origin(REPOSITORY, local_files_only=not by_environment)
     assert offline.fetch("config.json") == path
     assert offline.find("model.safetensors") is None
+    assert offline.listing() == []
     with pytest.raises(CheckpointError, match=r"There is no 'model.safetensors' in .* as downloaded earlier"):
         offline.fetch("model.safetensors")
     with pytest.raises(CheckpointError, match=r"Nothing of the repository .* was downloaded to this machine earlier"):

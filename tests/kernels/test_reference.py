@@ -80,6 +80,13 @@ def test_chunks_and_leading_axes_change_nothing(block_format: Format, monkeypatc
     assert_same_bits(reference.dequantize(data, block_format, shape), whole.numpy())
 
 
+def test_another_dtype_is_the_float32_rounded() -> None:
+    data, shape = random_blocks(formats.Q4_0, 8), (2, 128)
+    rounded = reference.dequantize(data, formats.Q4_0, shape, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    assert_same_bits(rounded.float(), reference.dequantize(data, formats.Q4_0, shape).bfloat16().float().numpy())
+
+
 @every_format
 def test_blocks_may_start_at_an_odd_byte(block_format: Format) -> None:
     even, shape = random_blocks(block_format, 1), (1, block_format.block_size)

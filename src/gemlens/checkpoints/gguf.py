@@ -83,7 +83,6 @@ class GGUFFile:
         """
         raw, stored = self.raw(name), self.tensors[name]
         if stored.format.is_quantized:
-            weights = dequantize(raw, stored.format, stored.shape)
-        else:
-            weights = raw.view(_DTYPES[stored.format]).reshape(stored.shape)
-        return weights if dtype is None else weights.to(dtype)
+            return dequantize(raw, stored.format, stored.shape, dtype or torch.float32)
+        weights = raw.view(_DTYPES[stored.format]).reshape(stored.shape)
+        return weights.to(dtype or weights.dtype)

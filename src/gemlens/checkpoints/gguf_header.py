@@ -108,9 +108,10 @@ class _Header:
                 raise self.error(f"the metadata key {key!r} comes twice")
             entries[key] = self.entry(f"the metadata value {key!r}")
         if (entry := entries.get("general.alignment")) is not None:
-            self.alignment = _U32.unpack_from(self.data, entry.start)[0] if entry.kind == _UINT32 else 0
+            is_number = entry.kind == _UINT32 and not entry.is_array
+            self.alignment = _U32.unpack_from(self.data, entry.start)[0] if is_number else 0
             # The specification wants a multiple of 8, ggml a power of two.
-            if entry.is_array or self.alignment < 8 or self.alignment & (self.alignment - 1):
+            if self.alignment < 8 or self.alignment & (self.alignment - 1):
                 raise self.error("general.alignment must be a 32-bit power of two from 8 on, but it is not")
         return _Metadata(self.path, self.data, entries)
 

@@ -101,7 +101,7 @@ def parameter_of(gguf_name: str, architecture: str, text_prefix: str = "model.")
     if gguf_name == "output.weight" and architecture != "clip":
         return Parameter("lm_head.weight", is_shifted=False)
     ours = _NAMES.get(architecture, {}).get(_LAYER.sub("blk.*.", gguf_name))
-    if ours is None:
+    if ours is None or "*" in gguf_name:
         return None
     if (layer := _LAYER.search(gguf_name)) is not None:
         ours = ours.replace("*", layer[1])
@@ -125,6 +125,9 @@ class GGUFSource:
     Args:
         text: the text model: Gemma 1, 2 or 3.
         mmproj: the picture encoder and projector of a Gemma 3.
+
+    Attributes:
+        files: the paths of the one or two.
 
     Raises:
         CheckpointError: the files describe no model of ours, or hold a tensor that it does not have.
@@ -162,8 +165,7 @@ class GGUFSource:
         place = self._place(name)
         if not place.is_shifted:
             return place.file.tensor(place.gguf_name, dtype)
-        weights = place.file.tensor(place.gguf_name, torch.float32) - 1
-        return weights if dtype is None else weights.to(dtype)
+        return (place.file.tensor(place.gguf_name, torch.float32) - 1).to(dtype or torch.float32)
 
     def blocks(self, name: str) -> tuple[Tensor, Format] | None:
         """A quantised parameter as it lies in the file, for kernels that compute on blocks; None for any other.
@@ -188,7 +190,7 @@ class GGUFSource:
             if ours is not None:
                 self._places[ours.name] = _Place(file, gguf_name, ours.is_shifted)
             elif gguf_name not in _IGNORED:
-                unknown.append(gguf_name)
+                unknown.append(repr(gguf_name))
         if unknown:
             what = f"{len(unknown)} tensors that a {architecture} model does not have: {', '.join(unknown[:5])}"
             raise CheckpointError(f"{file.path} has {what}. Pass the text model and its mmproj as separate files.")
@@ -196,7 +198,7 @@ class GGUFSource:
     def _place(self, name: str) -> _Place:
         if name not in self._places:
             files = " and ".join(str(path) for path in self.files)
-            raise CheckpointError(f"{files} have no parameter {name!r}. Pass the files that belong to this model.")
+            raise CheckpointError(f"There is no parameter {name!r} in {files}. Pass the files of this model.")
         return self._places[name]
 
 

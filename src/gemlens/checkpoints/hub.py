@@ -50,7 +50,7 @@ class Origin:
         place = os.fspath(self.path_or_id)
         if not place:
             raise InputError("An empty name was given; pass a folder or a repository id like 'google/gemma-3-4b-it'.")
-        if os.path.isfile(place):  # noqa: PTH113 - unlike Path.is_file, never raises for an odd string
+        if os.path.isfile(place):  # noqa: PTH113 - Path.is_file raises for some odd names
             raise InputError(f"'{place}' is a file; pass the folder that holds it.")
         for part in (self.subfolder, self.revision):
             if part:
@@ -85,7 +85,7 @@ class Origin:
         if self.folder is None:
             return self._download(filename)
         path = self.folder / filename
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None  # noqa: PTH113 - as above
 
     def fetch(self, filename: str) -> Path:
         """As `find`, for a file that must be there.
@@ -100,7 +100,9 @@ class Origin:
         return path
 
     def listing(self) -> list[str]:
-        """Names of the files there, for error messages; empty when the hub cannot be asked."""
+        """Names of the files there, for error messages; empty when the hub may not or cannot be asked."""
+        if self._offline:
+            return []
         try:
             if self.folder is not None:
                 return sorted(path.name for path in self.folder.iterdir() if path.is_file())

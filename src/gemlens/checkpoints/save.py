@@ -80,7 +80,7 @@ def parse_size(size: int | str) -> int:
         InputError: it is no positive size.
     """
     given = size
-    if isinstance(size, str) and (parts := re.fullmatch(r"(\d+(?:\.\d+)?) ?(|[KMGT]I?)B", size.upper())):
+    if isinstance(size, str) and (parts := re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?(|[KMGT]I?)B", size.upper())):
         size = int(float(parts[1]) * _UNITS[parts[2]])
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
         raise InputError(f"{given!r} is no size of a file; pass a number of bytes or text such as '5GB' or '500MiB'.")

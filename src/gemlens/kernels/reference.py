@@ -23,16 +23,19 @@ from gemlens.kernels.formats import Format
 WEIGHTS_PER_CHUNK = 2**20
 
 
-def dequantize(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> Tensor:
+def dequantize(
+    data: Tensor, block_format: Format, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The weights that a tensor's bytes stand for.
 
     Args:
         data: uint8, the tensor's blocks one after another, in any shape.
         block_format: how a block is laid out.
         shape: of the result; its last axis is a multiple of the block size.
+        dtype: of the result, to which the float32 values are rounded.
 
     Returns:
-        float32 of that shape, newly allocated, on the device of `data`.
+        A new tensor of that shape and dtype, on the device of `data`.
 
     Raises:
         InputError: the bytes are not uint8, or not as many as the shape needs.
@@ -47,7 +50,7 @@ def dequantize(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> Te
         needed = f"{count} blocks of {nbytes} bytes"
         raise InputError(f"{data.numel()} bytes came, but {block_format.name} of the shape {shape} is {needed}.")
     blocks = data.reshape(count, nbytes)
-    weights = torch.empty(count, size, dtype=torch.float32, device=data.device)
+    weights = torch.empty(count, size, dtype=dtype, device=data.device)
     step = WEIGHTS_PER_CHUNK // size
     for start in range(0, count, step):
         weights[start : start + step] = _DEQUANTIZE[block_format](blocks[start : start + step])

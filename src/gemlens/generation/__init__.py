@@ -1,0 +1,1 @@
+"""Sample: logits -> next ids, in the only loop. Generation knows no text."""

@@ -1,0 +1,1 @@
+"""People <-> numbers: text to token ids and back. Processing knows no models."""
