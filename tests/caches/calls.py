@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+FAMILIES = tiny.FAMILIES
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
 
 

@@ -172,7 +172,7 @@ def multimodal_config(library: Any, case: Case, vision: Any = None, **changes: A
     # PaliGemma has no window, and the reference forgets the final soft cap there: test_defects_softcaps.py.
     own = {"sliding_window": 4096, "final_logit_softcapping": None} if case.kind == "Gemma2" else {}
     text = text_config(library, case.kind, **{**own, **changes})
-    return library.PaliGemmaConfig(vision, text, image_token_index=IMAGE, projection_dim=TEXT["hidden_size"])
+    return library.PaliGemmaConfig(vision, text, image_token_index=IMAGE, projection_dim=text.hidden_size)
 
 
 def build(case: Case, attention: str | None = None, implementation: str | None = None, **changes: Any) -> Pair:

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from pairs import IMAGE, TOKENS_PER_PICTURE, Case, Pair, build, case_named
 
-ROWS, LENGTH, VOCABULARY = 8, 280, 4096  # 2240 places
+ROWS, LENGTH = 8, 280  # 2240 places
+VOCABULARY = 4096
+# The square root of the width is a whole number, so that PaliGemma's picture vectors survive the reference's dividing
+# and multiplying by it; test_defects_numbers.py shows what happens otherwise.
+SIZES = dict(vocab_size=VOCABULARY, hidden_size=64, max_position_embeddings=512)
 CAPPED = ["Gemma2ForCausalLM", "PaliGemmaForConditionalGeneration-Gemma2"]
 UNCAPPED = [
     "GemmaForCausalLM",
@@ -52,7 +56,7 @@ def half_logits(pair: Pair, case: Case, padded: int) -> tuple[Tensor, Tensor, Te
 def assert_as_good(pair: Pair, case: Case, padded: int) -> None:
     theirs, ours, exact = half_logits(pair, case, padded)
     assert len(exact) >= 2000
-    assert 1 < exact.std() < 3
+    assert 1 < exact.std() < 4
     assert top_agreement(theirs, ours) >= 0.99
     # Random weights give flat logits, so bfloat16 itself changes the top token of some per cent of the places; the
     # reference's share is ours.
@@ -64,11 +68,11 @@ def assert_as_good(pair: Pair, case: Case, padded: int) -> None:
 @pytest.mark.parametrize("name", CAPPED + UNCAPPED)
 def test_eager_gives_the_top_tokens_of_the_references_eager(name: str, padded: int) -> None:
     case = case_named(name)
-    assert_as_good(build(case, implementation="eager", vocab_size=VOCABULARY), case, padded)
+    assert_as_good(build(case, implementation="eager", **SIZES), case, padded)
 
 
 @pytest.mark.parametrize("padded", [0, 9])
 @pytest.mark.parametrize("name", UNCAPPED)
 def test_the_default_gives_the_top_tokens_of_the_references_sdpa(name: str, padded: int) -> None:
     case = case_named(name)
-    assert_as_good(build(case, attention="sdpa", vocab_size=VOCABULARY), case, padded)
+    assert_as_good(build(case, attention="sdpa", **SIZES), case, padded)

@@ -68,6 +68,7 @@ def both(model: str, configs: list[Any]) -> list[nn.Module]:
     for library, config in zip((transformers, gemlens), configs, strict=True):
         with torch.device("meta"), transformers.modeling_utils.no_init_weights():
             models.append(getattr(library, model)(config))
+            models[-1].tie_weights() if hasattr(models[-1], "lm_head") else None
     assert all(parameter.device.type == "meta" for parameter in models[1].parameters())
     return models
 

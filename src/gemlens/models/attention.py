@@ -53,7 +53,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: 
     grouped = query.reshape(batch, key.shape[1], -1, length, size)  # [B, K, G, S, H]
     logits = softcap(grouped @ key.unsqueeze(2).transpose(-1, -2) * scores.scale, scores.cap)  # [B, K, G, S, T]
     if view is not None and not view.sees_all:
-        logits = logits.masked_fill(~view.mask.unsqueeze(1), torch.finfo(logits.dtype).min)
+        logits = logits.masked_fill(~view.mask.to(logits.device).unsqueeze(1), torch.finfo(logits.dtype).min)
     weights = F.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=scores.dropout) if scores.dropout else weights
     return (weights @ value.unsqueeze(2)).reshape(query.shape), weights.reshape(batch, heads, length, -1)
@@ -62,7 +62,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: Scores) -> tuple[Tensor, None]:
     """torch's fused kernels. Masks are left out where causality says everything, which is faster."""
     triangle = view is not None and view.is_triangle
-    mask = None if view is None or view.sees_all or triangle else view.mask
+    mask = None if view is None or view.sees_all or triangle else view.mask.to(query.device)
     mixed = F.scaled_dot_product_attention(
         query,
         key,
