@@ -109,7 +109,8 @@ def span_of(
         block = torch.where(prefix, 0, block)
     if real is not None:
         block = torch.where(real, block, PADDING)
-    return Span(position, block, segment)
+    rows = max(len(position), len(block))
+    return Span(position.expand(rows, -1), block.expand(rows, -1), segment)
 
 
 def join(spans: Sequence[Span]) -> Span:

@@ -5,11 +5,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from gemlens.errors import InputError
 from gemlens.spans import Span
 
 
 class HasWindows(Protocol):
-    """A model's config, as far as a cache needs it."""
+    """A model or its config, as far as a cache needs it."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -29,11 +30,18 @@ class Cache(Protocol):
     def real_tokens(self) -> Tensor | int:
         """Real tokens seen so far: one number if the rows are alike, else [B, 1]."""
 
-    def extend(self, span: Span, layers: int, cache_position: Tensor | None = None) -> Sequence[Span]:
+    def rows(self) -> int | None:
+        """B of what is held; None before the first token."""
+
+    def extend(self, span: Span, windows: Sequence[int | None], cache_position: Tensor | None = None) -> Sequence[Span]:
         """Takes the span of the new tokens; gives per layer the span of the keys that `update` will give.
 
+        Args:
+            windows: per layer of the model: how many tokens back a query sees; None sees all.
+            cache_position: [S] slots of the new tokens; None for the next ones.
+
         Raises:
-            InputError: the tokens do not fit.
+            InputError: the tokens do not fit, or the cache forgets what a layer still sees.
         """
 
     def update(
@@ -50,3 +58,17 @@ class Cache(Protocol):
 
     def reset(self) -> None:
         """Forgets everything."""
+
+
+def check_windows(held: Sequence[int | None], seen: Sequence[int | None]) -> None:
+    """A layer's cache must hold at least what the layer sees.
+
+    Raises:
+        InputError: it forgets earlier.
+    """
+    for layer, (keeps, needs) in enumerate(zip(held, seen, strict=False)):
+        if keeps is not None and (needs is None or needs > keeps):
+            raise InputError(
+                f"The cache of layer {layer} forgets all but {keeps} tokens, but the layer sees {needs or 'all'}; make "
+                "the cache from model.config, not from another model's or a part's."
+            )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemlens.caches.cache import HasWindows
+from gemlens.caches.cache import HasWindows, check_windows
 from gemlens.errors import InputError
 from gemlens.spans import Span, join, plain_span
 
@@ -58,7 +58,17 @@ class DynamicCache:
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Sequence[tuple[Tensor, Tensor]] | None = None) -> "DynamicCache":
-        """A cache of plain text from a tuple of (keys, values) per layer."""
+        """A cache of plain text from a tuple of (keys, values) per layer.
+
+        Raises:
+            InputError: the layers hold different numbers of tokens.
+        """
+        lengths = {keys.shape[2] for keys, _ in past_key_values or ()}
+        if len(lengths) > 1:
+            raise InputError(
+                f"The layers hold {' and '.join(map(str, sorted(lengths)))} tokens: some have forgotten, and a tuple "
+                "does not say where the others stood. Pass the cache itself."
+            )
         cache = cls()
         for layer, (keys, values) in enumerate(past_key_values or ()):
             cache.update(keys, values, layer)
@@ -79,11 +89,15 @@ class DynamicCache:
         """Real tokens seen so far: one number if the rows are alike, else [B, 1]."""
         return self._real
 
-    def extend(self, span: Span, layers: int, cache_position: Tensor | None = None) -> Sequence[Span]:
+    def rows(self) -> int | None:
+        """B of what is held; None before the first token."""
+        keys = self.layers[0].keys if self.layers else None
+        return None if keys is None else keys.shape[0]
+
+    def extend(self, span: Span, windows: Sequence[int | None], cache_position: Tensor | None = None) -> Sequence[Span]:
         """Takes the span of the new tokens; gives per layer the span of the keys that `update` will give."""
-        if span.segment is not None:
-            raise InputError("Packed rows cannot be cached: pass use_cache=False with several texts in one row.")
-        while len(self.layers) < layers:
+        check_windows([layer.window for layer in self.layers], windows)
+        while len(self.layers) < len(windows):
             self.layers.append(DynamicLayer())
         self._seen += len(span)
         self._real = self._real + span.real_count()

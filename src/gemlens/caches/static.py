@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemlens.caches.cache import HasWindows
+from gemlens.caches.cache import HasWindows, check_windows
 from gemlens.errors import InputError
 from gemlens.spans import EMPTY, PADDING, Span, join
 
@@ -93,10 +93,6 @@ class StaticLayer:
             batch, heads, _, size = keys.shape
             self.keys = keys.new_zeros(batch, heads, self.slots.width, size)
             self.values = values.new_zeros(batch, heads, self.slots.width, values.shape[-1])
-        if len(keys) != len(self.keys):
-            raise InputError(
-                f"The static cache holds {len(self.keys)} rows but {len(keys)} came; use a new cache or reset()."
-            )
         given = keys, values
         if writing.returns == "both":
             given = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
@@ -120,6 +116,7 @@ class StaticCache:
         if type(max_cache_len) is not int or max_cache_len < 1:
             raise InputError(f"max_cache_len is {max_cache_len!r}, but it must be a positive integer.")
         sizes = {window: min(window or max_cache_len, max_cache_len) for window in config.windows}
+        self._windows = config.windows
         self._slots = {window: _Slots(size, is_ring=window is not None) for window, size in sizes.items()}
         self.layers = [StaticLayer(self._slots[window]) for window in config.windows]
         self._room = max_cache_len
@@ -144,12 +141,18 @@ class StaticCache:
         """Real tokens seen so far: one number if the rows are alike, else [B, 1]."""
         return self._real
 
-    def extend(self, span: Span, layers: int, cache_position: Tensor | None = None) -> Sequence[Span]:
+    def rows(self) -> int | None:
+        """B of what is held; None before the first token."""
+        keys = self.layers[0].keys
+        return None if keys is None or self._seen == 0 else keys.shape[0]
+
+    def extend(self, span: Span, windows: Sequence[int | None], cache_position: Tensor | None = None) -> Sequence[Span]:
         """Takes the span of the new tokens; gives per layer the span of the keys that `update` will give."""
-        if span.segment is not None:
-            raise InputError("Packed rows cannot be cached: pass use_cache=False with several texts in one row.")
-        if layers > len(self.layers):
-            raise InputError(f"The static cache was made for {len(self.layers)} layers, but the model has {layers}.")
+        if len(windows) > len(self.layers):
+            raise InputError(
+                f"The static cache was made for {len(self.layers)} layers, but the model has {len(windows)}."
+            )
+        check_windows(self._windows, windows)
         if self._seen + len(span) > self._room:
             raise InputError(
                 f"The static cache has room for {self._room} tokens; {self._seen} are held and {len(span)} came. "

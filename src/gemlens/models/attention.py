@@ -8,6 +8,7 @@
 Shapes: query [B, N, S, H], key and value [B, K, T, H] with K dividing N: kv head j serves query heads jG .. jG+G-1.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,6 +81,12 @@ def flex(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: S
     """torch's FlexAttention, compiled on an accelerator."""
     from torch.nn.attention.flex_attention import create_block_mask
 
+    wants_gradients = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    if query.device.type == "cpu" and wants_gradients:
+        raise InputError(
+            "flex_attention computes no gradients on a CPU; train with attn_implementation='eager' or 'sdpa', or use "
+            "torch.no_grad()."
+        )
     if scores.dropout:
         raise InputError("flex_attention has no dropout: set attention_dropout=0.0 or attn_implementation='sdpa'.")
     block_mask = None
@@ -93,15 +100,18 @@ def flex(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: S
     def score_mod(score: Tensor, *_: Tensor) -> Tensor:
         return softcap(score, cap)
 
-    mixed = _flex_kernel(query.device.type)(
-        query,
-        key,
-        value,
-        score_mod=None if cap is None else score_mod,
-        block_mask=block_mask,
-        scale=scores.scale,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
+    with warnings.catch_warnings():
+        # On a CPU it runs uncompiled, which it would warn of.
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile", category=UserWarning)
+        mixed = _flex_kernel(query.device.type)(
+            query,
+            key,
+            value,
+            score_mod=None if cap is None else score_mod,
+            block_mask=block_mask,
+            scale=scores.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
     return mixed, None
 
 
@@ -195,7 +205,3 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.cap = cap
         self.attend: AttentionFunction = choose(None, cap)
-
-    def set_implementation(self, name: str | None) -> None:
-        """Attends in the way of that name from now on; see `choose`."""
-        self.attend = choose(name, self.cap)

@@ -152,7 +152,7 @@ def run_layers(
     dtype = hidden.dtype
     hidden = hidden.float() if dtype is torch.float16 else hidden
     span, cache = placement.span, placement.cache
-    keys = [span] * len(layers) if cache is None else cache.extend(span, len(layers), placement.cache_position)
+    keys = [span] * len(layers) if cache is None else cache.extend(span, windows, placement.cache_position)
     views: dict[tuple[int | None, int], View] = {}
     turned = {spec: rotations(spec, placement.position_ids, dtype) for spec in set(config.ropes)}
     inputs, attentions = [], []

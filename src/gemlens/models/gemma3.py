@@ -8,12 +8,13 @@ from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config
 from gemlens.models.layers import RMSNorm
-from gemlens.models.loss import IGNORED, classification_loss, next_token_loss
+from gemlens.models.loss import classification_loss
 from gemlens.models.multimodal import (
     MultimodalForConditionalGeneration,
     MultimodalModel,
     Prompt,
     new_token_types,
+    refuse_seen_answers,
 )
 from gemlens.models.outputs import (
     Gemma3CausalLMOutputWithPast,
@@ -46,7 +47,9 @@ class Gemma3Projector(nn.Module):
             raise InputError(
                 f"config.mm_tokens_per_image is {self.tokens_per_side**2}, but a picture has {self.side**2} patches."
             )
-        grid = patches.transpose(1, 2).reshape(len(patches), -1, self.side, self.side)  # [I, vision width, side, side]
+        grid = patches.transpose(1, 2).reshape(
+            len(patches), patches.shape[2], self.side, self.side
+        )  # [I, vision width, side, side]
         pooled = F.avg_pool2d(grid, kernel_size=square, stride=square).flatten(2).transpose(1, 2)
         return (self.mm_soft_emb_norm(pooled) @ self.mm_input_projection_weight).type_as(patches)
 
@@ -67,8 +70,14 @@ class Gemma3Model(MultimodalModel):
         return Gemma3Projector(self.config)
 
     def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
-        """Every picture is one block."""
+        """Every picture is one block.
+
+        Raises:
+            InputError: labels of picture tokens, which could be seen.
+        """
         types = new_token_types(prompt.token_type_ids, shape, past)
+        if types is not None:
+            refuse_seen_answers(prompt.labels, types, seen=1, meaning="a picture")
         placeholders = self._placeholders(prompt.input_ids, prompt.inputs_embeds)
         pictures = placeholders if types is None else types == 1
         if pictures is None or not bool(pictures.any()):
@@ -85,15 +94,6 @@ class Gemma3ForConditionalGeneration(MultimodalForConditionalGeneration):
     config_class = Gemma3Config
     model_class = Gemma3Model
     output_class = Gemma3CausalLMOutputWithPast
-
-    def loss(self, logits: Tensor, prompt: Prompt, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Mean over the scored labels of tokens that are no padding."""
-        labels = prompt.labels
-        assert labels is not None
-        if prompt.attention_mask is not None:
-            real = prompt.attention_mask[:, -labels.shape[1] :].to(labels.device)
-            labels = labels.masked_fill(real == 0, IGNORED)
-        return next_token_loss(logits, labels, num_items_in_batch)
 
 
 class Gemma3ForSequenceClassification(PreTrainedModel):

@@ -9,8 +9,15 @@ from gemlens.errors import InputError
 IGNORED = -100  # the label of tokens that are not scored
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def next_token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    attention_mask: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
     """Mean cross-entropy of [B, S, V] logits against the labels [B, S] one place later.
+
+    Padding (0 in `attention_mask` [B, S]) neither is scored nor predicts, so that it changes nothing.
 
     With `num_items_in_batch` the sum is divided by that number instead of this call's own count, so that the losses of
     accumulated batches add up to that of the whole batch. Nothing to score gives 0 (a plain mean would give NaN).
@@ -24,6 +31,9 @@ def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor |
             "labels need every token's logits, so leave logits_to_keep at 0."
         )
     targets = labels[:, 1:].to(logits.device)
+    if attention_mask is not None:
+        real = attention_mask[:, -labels.shape[1] :].to(targets.device) != 0
+        targets = targets.masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)
     scored = targets != IGNORED
     _check_labels(targets[scored], logits.shape[-1])
     total = F.cross_entropy(

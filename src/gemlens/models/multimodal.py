@@ -5,8 +5,9 @@
 A family adds its projector and says which tokens see more than what stands before them (`blocks`).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config, PaliGemmaConfig
 from gemlens.models.decoder import Decoded, Placement, Recording
 from gemlens.models.layers import softcap
+from gemlens.models.loss import IGNORED, next_token_loss
 from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
 from gemlens.models.placement import Blocks, place
 from gemlens.models.pretrained import PreTrainedModel
@@ -23,7 +25,6 @@ from gemlens.models.siglip import SiglipVisionModel
 from gemlens.models.text import TEXT_MODELS, TextModel, last_tokens
 
 MultimodalConfig = PaliGemmaConfig | Gemma3Config
-Features = TypeVar("Features", bound=Tensor)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Read:
     pictures: Tensor | None
 
 
-class MultimodalModel(PreTrainedModel):
+class MultimodalModel(PreTrainedModel, ABC):
     """A picture encoder, a projector and a decoder, without a head."""
 
     config: MultimodalConfig
@@ -73,13 +74,13 @@ class MultimodalModel(PreTrainedModel):
         self.language_model = TEXT_MODELS[config.text_config.model_type](config.text_config, windows=config.windows)
         self.finish(attn_implementation)
 
+    @abstractmethod
     def make_projector(self) -> nn.Module:
         """The module from the encoder's width to the decoder's."""
-        raise InputError(f"{type(self).__name__} is a part of PaliGemmaModel and Gemma3Model, and has no projector.")
 
+    @abstractmethod
     def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
         """Which of the [B, S] tokens see more than what stands before them."""
-        raise InputError(f"{type(self).__name__} is a part of PaliGemmaModel and Gemma3Model, and has no mask.")
 
     def public_features(self, features: Tensor) -> Tensor:
         """What `get_image_features` shows of the vectors that the decoder reads."""
@@ -230,6 +231,26 @@ def new_token_types(token_type_ids: Tensor | None, shape: tuple[int, int], past:
     return types
 
 
+def refuse_seen_answers(labels: Tensor | None, types: Tensor, seen: int, meaning: str) -> None:
+    """Labels must not score tokens that see each other: the answer would be visible to what predicts it.
+
+    Args:
+        labels: [B, S] ids, -100 where nothing is scored.
+        types: [B, S] of 0 and 1.
+        seen: the type of tokens that see each other.
+        meaning: what that type means, for the sentence.
+
+    Raises:
+        InputError: they do.
+    """
+    if labels is not None and labels.shape == types.shape and bool(((labels != IGNORED) & (types == seen)).any()):
+        raise InputError(
+            f"labels score tokens whose token_type_ids are {seen}, which means {meaning}. Such tokens see each other, so "
+            f"the answer would be visible to what predicts it; give the answer type {1 - seen}, or leave token_type_ids "
+            "out."
+        )
+
+
 class MultimodalForConditionalGeneration(PreTrainedModel):
     """A multimodal model with a head over the vocabulary."""
 
@@ -279,10 +300,6 @@ class MultimodalForConditionalGeneration(PreTrainedModel):
         """Where picture vectors go: [B, S, D] bool. See `MultimodalModel.get_placeholder_mask`."""
         return self.model.get_placeholder_mask(input_ids, inputs_embeds, image_features)
 
-    def loss(self, logits: Tensor, prompt: Prompt, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Of the family."""
-        raise InputError(f"{type(self).__name__} is a part of the two families' models, and has no loss.")
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -320,6 +337,6 @@ class MultimodalForConditionalGeneration(PreTrainedModel):
         decoded = read.decoded
         cap = self.config.text_config.softcaps[1]
         logits = softcap(self.lm_head(last_tokens(decoded.last, logits_to_keep)), cap)
-        loss = None if labels is None else self.loss(logits, prompt, num_items_in_batch)
+        loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = self.output_class(loss, logits, read.cache, decoded.hidden_states, decoded.attentions, read.pictures)
         return self.given(output, return_dict)

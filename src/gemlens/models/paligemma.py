@@ -3,16 +3,18 @@
 import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import PaliGemmaConfig
-from gemlens.models.loss import IGNORED, next_token_loss
+from gemlens.models.loss import IGNORED
 from gemlens.models.multimodal import (
     MultimodalForConditionalGeneration,
     MultimodalModel,
     Prompt,
     new_token_types,
+    refuse_seen_answers,
 )
 from gemlens.models.outputs import PaliGemmaCausalLMOutputWithPast, PaligemmaModelOutputWithPast
 from gemlens.models.placement import Blocks
@@ -58,22 +60,16 @@ class PaliGemmaModel(MultimodalModel):
         Raises:
             InputError: labels or types by which the answer could be seen, or pictures in the answer.
         """
+        types = new_token_types(prompt.token_type_ids, shape, past)
         if past:
             return None
-        like = prompt.input_ids if prompt.input_ids is not None else prompt.inputs_embeds
-        assert like is not None
-        types = new_token_types(prompt.token_type_ids, shape, past)
         scored = None if prompt.labels is None else prompt.labels != IGNORED
         if scored is not None and scored.shape != shape:
             raise InputError(f"labels have shape {tuple(scored.shape)}, but there are {list(shape)} tokens.")
         if types is None:
-            answer = like.new_zeros(shape, dtype=bool) if scored is None else scored.cummax(1).values  # type: ignore[call-overload]
-            return Blocks(prefix=~answer)
-        if scored is not None and bool((scored & (types == 0)).any()):
-            raise InputError(
-                "labels score tokens whose token_type_ids are 0. Tokens of type 0 see each other, so the answer would "
-                "be visible to what predicts it; give the answer type 1, or leave token_type_ids out."
-            )
+            no_answer = torch.ones(shape, dtype=torch.bool, device=self.device)
+            return Blocks(prefix=no_answer if scored is None else ~scored.cummax(1).values)
+        refuse_seen_answers(prompt.labels, types, seen=0, meaning="the prompt")
         pictures = self._placeholders(prompt.input_ids, None)
         if pictures is not None and bool((pictures & (types == 1)).any()):
             raise InputError("token_type_ids are 1 for picture tokens, but 1 means the answer; pictures have type 0.")
@@ -86,8 +82,3 @@ class PaliGemmaForConditionalGeneration(MultimodalForConditionalGeneration):
     config_class = PaliGemmaConfig
     model_class = PaliGemmaModel
     output_class = PaliGemmaCausalLMOutputWithPast
-
-    def loss(self, logits: Tensor, prompt: Prompt, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Mean over the scored labels."""
-        assert prompt.labels is not None
-        return next_token_loss(logits, prompt.labels, num_items_in_batch)

@@ -54,10 +54,18 @@ def place(
             "DynamicCache.from_legacy_cache() takes tuples."
         )
     past = 0 if cache is None else cache.get_seq_length()
+    held = None if cache is None else cache.rows()
+    if held not in (None, batch):
+        raise InputError(f"The cache holds {held} rows, but {batch} came; use a new cache.")
     real = _real_tokens(attention_mask, batch, past, length, embeds.device)
     _check_cache_position(cache_position, past, length)
     position_ids = _checked_positions(position_ids, batch, length)
-    segment = _segments(position_ids) if attention_mask is None and cache is None and position_ids is not None else None
+    segment = _segments(position_ids) if attention_mask is None and position_ids is not None else None
+    if segment is not None and cache is not None:
+        raise InputError(
+            "Packed rows cannot be cached: position_ids do not go up by one, so several texts share a row; pass "
+            "use_cache=False, or an attention_mask if it is one text."
+        )
     before = 0 if cache is None else cache.real_tokens()
     span = _span(past, length, embeds.device, real, before, blocks, segment)
     turned_by = span.position + first_position if position_ids is None else position_ids

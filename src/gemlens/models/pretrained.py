@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
 from gemlens.errors import InputError
-from gemlens.models.attention import AttentionBlock
+from gemlens.models.attention import AttentionBlock, choose
 from gemlens.models.configs.pretrained import PretrainedConfig
 from gemlens.models.decoder import Recording
 from gemlens.models.outputs import ModelOutput
@@ -48,6 +48,7 @@ class PreTrainedModel(nn.Module):
             raise InputError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, but a {type(config).__name__} came."
             )
+        config.validate()  # fields may have been set since it was made
         self.config = config
         self.attn_implementation: str | Mapping[str, str] | None = None
 
@@ -146,19 +147,17 @@ class PreTrainedModel(nn.Module):
         )
 
     def initialise(self) -> None:
-        """Random weights, as the reference draws them. A module with an `initialise` of its own is asked instead."""
+        """Random weights, as the reference draws them, in the parts that are no models of their own: those did it."""
         std = getattr(self.config.get_text_config(), "initializer_range", 0.02)
-        special = [module for module in self.modules() if module is not self and "initialise" in dir(module)]
-        theirs = {id(part) for module in special for part in module.modules()}
+        inner = [module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self]
+        done = {id(part) for model in inner for part in model.modules()}
         for module in self.modules():
-            if id(module) not in theirs and isinstance(module, nn.Linear | nn.Embedding):
+            if id(module) not in done and isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx])
-        for module in special:
-            module.initialise()  # type: ignore[operator]
 
     def tied_weights(self) -> dict[str, str]:
         """Names of weights that are another's: {name: name of the one it is}."""
@@ -233,12 +232,19 @@ class PreTrainedModel(nn.Module):
 
     def set_attn_implementation(self, attn_implementation: str | Mapping[str, str] | None) -> None:
         """Computes attention in another way from now on; see the class."""
-        chosen = attn_implementation
+        given = attn_implementation
+        if isinstance(given, Mapping) and (unknown := given.keys() - {"text_config", "vision_config"}):
+            raise InputError(
+                f"attn_implementation has the key {min(unknown)!r}; its parts are called text_config and vision_config."
+            )
+        chosen = {}
         for name, module in self.named_modules():
             if isinstance(module, AttentionBlock):
                 part = "vision_config" if "vision_model." in name else "text_config"
-                module.set_implementation(chosen.get(part) if isinstance(chosen, Mapping) else chosen)
-        self.attn_implementation = chosen
+                chosen[module] = choose(given.get(part) if isinstance(given, Mapping) else given, module.cap)
+        for module, attend in chosen.items():  # only after all of them agreed
+            module.attend = attend
+        self.attn_implementation = given
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """In training, computes activations of layers again instead of keeping them.
@@ -280,9 +286,13 @@ class PreTrainedModel(nn.Module):
         if use_cache is None and past_key_values is None:
             wanted = not self.training and getattr(self.config.get_text_config(), "use_cache", True)
         if wanted and self.training and self.is_gradient_checkpointing:
+            if past_key_values is not None and past_key_values.get_seq_length():
+                raise InputError("past_key_values hold tokens, but gradient checkpointing in training keeps no cache.")
             warnings.warn("No cache is kept in training with gradient checkpointing.", UserWarning, stacklevel=3)
             return None
-        return (past_key_values or DynamicCache(self.config)) if wanted else None  # type: ignore[arg-type]
+        if past_key_values is not None or not wanted:  # a cache without tokens is false, so it is not asked by `or`
+            return past_key_values
+        return DynamicCache(self.text_model())
 
     def given(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         """The output, or a plain tuple if that is wanted."""

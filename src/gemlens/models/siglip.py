@@ -243,6 +243,10 @@ class SiglipVisionModel(PreTrainedModel):
         recording = self.recording(output_hidden_states, output_attentions)
         return self.given(self.vision_model(pixel_values, recording, interpolate_pos_encoding), return_dict)
 
+    def initialise(self) -> None:
+        """Random weights, as in the original."""
+        self.vision_model.initialise()
+
     def get_input_embeddings(self) -> nn.Module:
         """The convolution that turns patches into vectors."""
         return self.vision_model.embeddings.patch_embedding

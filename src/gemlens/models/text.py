@@ -229,7 +229,7 @@ class CausalLM(PreTrainedModel):
         )
         decoded = self.model.decode(embeds, placement, self.recording(output_hidden_states, output_attentions))
         logits = softcap(self.lm_head(last_tokens(decoded.last, logits_to_keep)), self.config.softcaps[1])
-        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
+        loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(loss, logits, placement.cache, decoded.hidden_states, decoded.attentions)
         return self.given(output, return_dict)
 
@@ -252,8 +252,12 @@ class Gemma3ForCausalLM(CausalLM):
     config_class = Gemma3TextConfig
 
 
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
 def _check_ids(input_ids: Tensor, rows: int) -> None:
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or not _is_whole(input_ids.dtype):
         raise InputError(
             f"input_ids have shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}, but must be whole numbers of "
             "shape [batch, tokens] with at least one token."

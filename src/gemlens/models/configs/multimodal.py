@@ -24,7 +24,7 @@ def _vision(given: object) -> SiglipVisionConfig:
 def _text(given: object, default: str, allowed: tuple[str, ...]) -> TextConfig:
     if isinstance(given, Mapping):
         kind = given.get("model_type", default)
-        if kind not in TEXT_CONFIGS:
+        if not isinstance(kind, str) or kind not in TEXT_CONFIGS:
             raise ConfigError(f"text_config has the model type {kind!r}; known here are {', '.join(allowed)}.")
         given = TEXT_CONFIGS[kind].from_dict(given)
     if not isinstance(given, TextConfig) or given.model_type not in allowed:
@@ -78,7 +78,7 @@ class PaliGemmaConfig(PretrainedConfig):
         self.vision_config = _vision(so400m if self.vision_config is None else self.vision_config)
         text: Any = gemma_2b if self.text_config is None else self.text_config
         self.text_config = _text(text, "gemma", ("gemma", "gemma2"))
-        self.check(self.image_token_index >= 0, "image_token_index", self.image_token_index, "a token id")
+        self.check_token("image_token_index")
         self.check_positive("projection_dim")
 
 
@@ -130,6 +130,5 @@ class Gemma3Config(PretrainedConfig):
         assert isinstance(text, Gemma3TextConfig)
         self.text_config = text
         self.check_positive("mm_tokens_per_image")
-        self.check_number("initializer_range", above=-1e-9)
-        for name in ("boi_token_index", "eoi_token_index", "image_token_index"):
-            self.check(getattr(self, name) >= 0, name, getattr(self, name), "a token id")
+        self.check_between("initializer_range", 0, 1e6)
+        self.check_token("boi_token_index", "eoi_token_index", "image_token_index")

@@ -8,13 +8,15 @@ may name code, hosts or settings of other programs (CVE-2026-4372 was such a key
 import copy
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard, get_origin
 
 from gemlens.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
+ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "silu", "swish", "relu")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class PretrainedConfig:
@@ -138,7 +140,7 @@ class PretrainedConfig:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        self.check(isinstance(count, int) and count > 0, "num_labels", count, "a positive integer")
+        self.check(type(count) is int and count > 0, "num_labels", count, "a positive integer")
         self.id2label = {label: f"LABEL_{label}" for label in range(count)}
         self.label2id = {name: label for label, name in self.id2label.items()}
 
@@ -156,18 +158,41 @@ class PretrainedConfig:
             value = getattr(self, name)
             self.check(type(value) is int and value > 0, name, value, "a positive integer")
 
-    def check_number(self, *names: str, above: float = float("-inf"), optional: bool = False) -> None:
-        """Real numbers, finite and above a bound; None too where `optional`."""
+    def check_positive_number(self, *names: str, optional: bool = False) -> None:
+        """Finite real numbers above zero; None too where `optional`."""
         for name in names:
             value = getattr(self, name)
-            fine = isinstance(value, int | float) and not isinstance(value, bool) and above < value < float("inf")
-            wanted = f"a finite number above {above}" + (" or None" if optional else "")
+            fine = is_number(value) and 0 < value < float("inf")
+            wanted = "a finite number above 0" + (" or None" if optional else "")
             self.check(fine or (optional and value is None), name, value, wanted)
+
+    def check_between(self, name: str, low: float, high: float) -> None:
+        """A real number within two bounds, both included."""
+        value = getattr(self, name)
+        self.check(is_number(value) and low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
+
+    def check_flags(self, *names: str) -> None:
+        """True or False, and nothing that Python would take for them."""
+        for name in names:
+            self.check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+
+    def check_name(self, name: str, known: Collection[str]) -> None:
+        """One of the known names."""
+        value = getattr(self, name)
+        self.check(isinstance(value, str) and value in known, name, value, f"one of {', '.join(known)}")
+
+    def check_token(self, *names: str, least: int = 0) -> None:
+        """Ids of tokens."""
+        for name in names:
+            value = getattr(self, name)
+            self.check(type(value) is int and value >= least, name, value, "a token id")
 
     def _refuse_misspelt(self, given: Mapping[str, Any]) -> None:
         known = {*self.fields, *self.aliases, "num_labels", "model_type"}
         for name in given.keys() - known:
-            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+            if name.startswith("_"):
+                continue  # a private setting of another program
+            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.93):
                 raise ConfigError(f"{type(self).__name__} has no argument {name!r}; did you mean {close[0]!r}?")
 
     def _fill(self, given: dict[str, Any]) -> None:
@@ -177,7 +202,11 @@ class PretrainedConfig:
         for name, default in self.fields.items():
             object.__setattr__(self, name, copy.deepcopy(default))
         for name, value in given.items():
-            setattr(self, name, value)
+            field = self.aliases.get(name, name)
+            if field in self.fields:
+                object.__setattr__(self, field, value)
+            else:
+                self.extra[name] = value
         if count is not None and (self.id2label is None or len(self.id2label) != count):
             self.num_labels = count
         self._validate_common()
@@ -186,12 +215,18 @@ class PretrainedConfig:
     def _validate_common(self) -> None:
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")  # torch.bfloat16 and "bfloat16" alike
-            self.check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        if self.id2label is not None:
-            self.check(isinstance(self.id2label, dict), "id2label", self.id2label, "a mapping of numbers to names")
-            self.id2label = {int(label): name for label, name in self.id2label.items()}
-        for name in ("tie_word_embeddings", "return_dict", "output_attentions", "output_hidden_states"):
-            self.check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+            self.check_name("dtype", DTYPES)
+        if self.problem_type is not None:
+            self.check_name("problem_type", PROBLEM_TYPES)
+        if (names := self.id2label) is not None:
+            fine = isinstance(names, dict) and all(_is_whole(key) and isinstance(names[key], str) for key in names)
+            self.check(fine, "id2label", names, "a mapping of numbers to names")
+            self.id2label = {int(label): name for label, name in names.items()}
+        if (labels := self.label2id) is not None:
+            self.check(isinstance(labels, dict), "label2id", labels, "a mapping of names to numbers")
+        if (classes := self.architectures) is not None:
+            self.check(isinstance(classes, list), "architectures", classes, "a list of class names")
+        self.check_flags("tie_word_embeddings", "return_dict", "output_attentions", "output_hidden_states")
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = self.aliases.get(name, name)
@@ -212,13 +247,20 @@ class PretrainedConfig:
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.to_dict() == self.to_dict()
 
-    def __hash__(self) -> int:
-        return id(self)
-
     def __repr__(self) -> str:
         changed = {name: value for name, value in vars(self).items() if name != "extra" and value != self.fields[name]}
         shown = ", ".join(f"{name}={value!r}" for name, value in {**changed, **self.extra}.items())
         return f"{type(self).__name__}({shown})"
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(key: object) -> bool:
+    """Whether a key is a whole number, or one as JSON writes it."""
+    return type(key) is int or (isinstance(key, str) and key.removeprefix("-").isdecimal())
 
 
 def _defaults(cls: type) -> dict[str, Any]:

@@ -67,21 +67,26 @@ def checked_scaling(scaling: object, head_dim: int) -> dict[str, Any] | None:
     if not isinstance(scaling, Mapping):
         raise ConfigError(f"rope_scaling is {scaling!r}, but it must be a dict with the key 'rope_type' or None.")
     kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in REQUIRED:
+    if not isinstance(kind, str) or kind not in REQUIRED:
         raise ConfigError(f"rope_scaling has the type {kind!r}; known are {', '.join(REQUIRED)}.")
     if missing := sorted(REQUIRED[kind] - scaling.keys()):
         raise ConfigError(f"rope_scaling of type {kind!r} needs {', '.join(missing)}.")
     for name in sorted(NUMBERS & scaling.keys()):
         value = scaling[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise ConfigError(f"rope_scaling[{name!r}] is {value!r}, but it must be a number above 0.")
+        if not _is_positive(value) and (value is not None or name in REQUIRED[kind]):
+            raise ConfigError(f"rope_scaling[{name!r}] is {value!r}, but it must be a finite number above 0.")
     for name in sorted({"short_factor", "long_factor"} & scaling.keys()):
         factors = scaling[name]
-        if not isinstance(factors, list | tuple) or len(factors) != head_dim // 2:
-            raise ConfigError(f"rope_scaling[{name!r}] must list {head_dim // 2} numbers, one per frequency.")
+        count = head_dim // 2
+        if not isinstance(factors, list | tuple) or len(factors) != count or not all(map(_is_positive, factors)):
+            raise ConfigError(f"rope_scaling[{name!r}] must list {count} numbers above 0, one per frequency.")
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise ConfigError("rope_scaling['low_freq_factor'] must be below rope_scaling['high_freq_factor'].")
     return {**{name: value for name, value in scaling.items() if name != "type"}, "rope_type": kind}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def rope_spec(theta: float, head_dim: int, max_positions: int, scaling: Mapping[str, Any] | None) -> RopeSpec:
@@ -104,7 +109,8 @@ def from_rope_parameters(parameters: object) -> dict[str, Any]:
     if not isinstance(full, Mapping) or not isinstance(local, Mapping | None):
         raise ConfigError(f"rope_parameters is {parameters!r}, but each layer type must map to a dict.")
     scaling = {name: value for name, value in full.items() if name != "rope_theta"}
-    fields: dict[str, Any] = {"rope_scaling": scaling if scaling.get("rope_type", "default") != "default" else None}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    fields: dict[str, Any] = {"rope_scaling": None if kind == "default" else scaling}
     if "rope_theta" in full:
         fields["rope_theta"] = full["rope_theta"]
     if local is not None and "rope_theta" in local:

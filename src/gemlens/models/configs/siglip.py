@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from gemlens.models.configs.pretrained import PretrainedConfig
+from gemlens.models.configs.pretrained import ACTIVATIONS, PretrainedConfig
 
 
 class SiglipVisionConfig(PretrainedConfig):
@@ -47,8 +47,10 @@ class SiglipVisionConfig(PretrainedConfig):
             "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
             "image_size", "patch_size",
         )  # fmt: skip
-        self.check_number("layer_norm_eps", above=0)
-        self.check_number("attention_dropout", above=-1e-9)
+        self.check_positive_number("layer_norm_eps")
+        self.check_between("attention_dropout", 0, 1)
+        self.check_name("hidden_act", ACTIVATIONS)
+        self.check_flags("vision_use_head")
         heads = self.num_attention_heads
         self.check(self.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {self.hidden_size}")
         self.check(self.patch_size <= self.image_size, "patch_size", self.patch_size, f"at most {self.image_size}")

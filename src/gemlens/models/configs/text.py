@@ -5,12 +5,12 @@ One decoder reads them all (models/decoder.py). Where the three differ is said h
 `embeds_are_scaled`.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from gemlens.models.configs.pretrained import PretrainedConfig
+from gemlens.models.configs.pretrained import ACTIVATIONS, PretrainedConfig
 from gemlens.models.configs.rope import RopeSpec, checked_scaling, from_rope_parameters, rope_spec
 
-ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "silu", "swish", "relu")
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -37,6 +37,7 @@ class TextConfig(PretrainedConfig):
 
     sandwich_norms: ClassVar[bool] = False  # Gemma 2 and 3 also norm what attention and MLP give
     query_key_norms: ClassVar[bool] = False  # Gemma 3 norms queries and keys per head
+    activation_field: ClassVar[str] = "hidden_activation"  # which field names the MLP's activation
     embeds_are_scaled: ClassVar[bool] = False  # Gemma 3 multiplies by sqrt(D) in the embedding, Gemma 1 and 2 after it
 
     vocab_size: int = 256000
@@ -61,7 +62,7 @@ class TextConfig(PretrainedConfig):
     @property
     def activation(self) -> str:
         """Name of the MLP's activation."""
-        return "gelu_pytorch_tanh"
+        return str(getattr(self, self.activation_field))
 
     @property
     def query_scale(self) -> float:
@@ -96,16 +97,29 @@ class TextConfig(PretrainedConfig):
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings",
         )  # fmt: skip
-        self.check_number("rms_norm_eps", "rope_theta", above=0)
-        self.check_number("initializer_range", "attention_dropout", above=-1e-9)
+        self.check_positive_number("rms_norm_eps", "rope_theta")
+        self.check_between("initializer_range", 0, 1e6)
+        self.check_between("attention_dropout", 0, 1)
+        self.check_flags("use_cache", "attention_bias")
+        self.check_name(self.activation_field, ACTIVATIONS)
         kv = self.num_key_value_heads
         divides = self.num_attention_heads % kv == 0
         self.check(divides, "num_key_value_heads", kv, f"a divisor of {self.num_attention_heads}")
         self.check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even, for rotary embedding")
-        self.check(self.activation in ACTIVATIONS, "hidden_activation", self.activation, f"one of {ACTIVATIONS}")
         self.rope_scaling = checked_scaling(self.rope_scaling, self.head_dim)
-        pad = self.pad_token_id
-        self.check(pad is None or -1 <= pad < self.vocab_size, "pad_token_id", pad, f"below {self.vocab_size}")
+        self._check_special_tokens()
+
+    def _check_special_tokens(self) -> None:
+        pad, ends = self.pad_token_id, self.eos_token_id
+        if pad is not None:
+            self.check_token("pad_token_id", least=-1)  # -1 is how some files say that there is none
+            self.check(pad < self.vocab_size, "pad_token_id", pad, f"below {self.vocab_size}")
+        if self.bos_token_id is not None:
+            self.check_token("bos_token_id")
+        if isinstance(ends, list):
+            self.check(all(type(end) is int for end in ends), "eos_token_id", ends, "a token id or a list of them")
+        elif ends is not None:
+            self.check_token("eos_token_id", least=-1)
 
 
 class GemmaConfig(TextConfig):
@@ -117,6 +131,7 @@ class GemmaConfig(TextConfig):
     """
 
     model_type: ClassVar[str] = "gemma"
+    activation_field: ClassVar[str] = "hidden_act"
 
     vocab_size: int = 256000
     hidden_size: int = 3072
@@ -140,13 +155,8 @@ class GemmaConfig(TextConfig):
     attention_dropout: float = 0.0
     rope_scaling: dict[str, Any] | None = None
 
-    @property
-    def activation(self) -> str:
-        """Name of the MLP's activation."""
-        return self.hidden_act
 
-
-class _CappedConfig(TextConfig):
+class _CappedConfig(TextConfig, ABC):
     """What Gemma 2 and 3 add: a query scale of its own, windows per layer, soft caps."""
 
     sandwich_norms: ClassVar[bool] = True
@@ -157,11 +167,6 @@ class _CappedConfig(TextConfig):
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = None
     attn_logit_softcapping: float | None = None
-
-    @property
-    def activation(self) -> str:
-        """Name of the MLP's activation."""
-        return self.hidden_activation
 
     @property
     def query_scale(self) -> float:
@@ -178,9 +183,9 @@ class _CappedConfig(TextConfig):
         """The caps of attention scores and of final logits, `cap * tanh(x / cap)`; None for no cap."""
         return self.attn_logit_softcapping, self.final_logit_softcapping
 
+    @abstractmethod
     def is_global(self, layer: int) -> bool:
         """Whether a layer sees everything when `layer_types` does not say."""
-        raise ValueError(f"{type(self).__name__} has no pattern for layer {layer}.")
 
     def validate(self) -> None:
         """Besides the shared checks: one known type per layer, a window where a layer slides."""
@@ -191,11 +196,12 @@ class _CappedConfig(TextConfig):
         types = self.layer_types
         self.check(isinstance(types, list) and len(types) >= depth, "layer_types", types, f"a list of {depth} names")
         self.layer_types = types = types[:depth]  # a model cut to its first layers keeps its file's list
-        self.check(set(types) <= {FULL, SLIDING}, "layer_types", types, f"{FULL!r} or {SLIDING!r} for each layer")
+        known = all(kind in (FULL, SLIDING) for kind in types)
+        self.check(known, "layer_types", types, f"{FULL!r} or {SLIDING!r} for each layer")
         if SLIDING in types:
             self.check_positive("sliding_window")
-        self.check_number("query_pre_attn_scalar", above=0)
-        self.check_number("final_logit_softcapping", "attn_logit_softcapping", above=0, optional=True)
+        self.check_positive_number("query_pre_attn_scalar")
+        self.check_positive_number("final_logit_softcapping", "attn_logit_softcapping", optional=True)
 
 
 class Gemma2Config(_CappedConfig):
@@ -303,5 +309,5 @@ class Gemma3TextConfig(_CappedConfig):
     def validate(self) -> None:
         """Besides the shared checks: the local rotation."""
         self.check_positive("sliding_window_pattern")
-        self.check_number("rope_local_base_freq", above=0)
+        self.check_positive_number("rope_local_base_freq")
         super().validate()
