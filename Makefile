@@ -34,8 +34,8 @@ types: setup  ## check types
 real: setup  ## bring the real model and tokenizers that tests marked real need into real/
 	$(BIN)/python tests/real/bring.py
 
-bench: setup  ## run the benchmarks, side by side with their peers
-	$(BIN)/python benchmarks/run.py
+bench: real  ## run the benchmarks, side by side with their peers
+	$(BIN)/python benchmarks/gemma3_270m.py
 
 docs: setup  ## check that the documentation's code runs
 	$(BIN)/pytest tests/test_documentation.py

@@ -17,7 +17,7 @@ from gemlens.processing.gguf_tokenizer import tokenizer_from_gguf
 
 FOLDER = Path(__file__).resolve().parents[1] / "real"
 SENTENCE = "Plants create energy through a process known as"
-NEW_TOKENS = 60
+NEW_TOKENS = 40
 
 
 def main(sentence: str) -> None:

@@ -57,7 +57,8 @@ class Span:
         """The last `count` tokens."""
         if count >= len(self):
             return self
-        return replace(self, position=self.position[:, -count:], block=self.block[:, -count:])
+        first = len(self) - count
+        return replace(self, position=self.position[:, first:], block=self.block[:, first:])
 
     def first(self, count: int) -> "Span":
         """The first `count` tokens."""

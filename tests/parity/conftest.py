@@ -1,7 +1,9 @@
-"""Parity with the reference, transformers 4.56.2: same weights, same inputs, same numbers. See pairs.py for the builders.
+"""Parity with the reference, transformers 4.56.2: same weights, same inputs, same numbers.
 
 test_parity_*   where the reference is right, ours is equal
-test_defects_*  where it is wrong (model-facts, section 9): its value, ours, and why ours is right
+test_defects_*  where it is wrong: its value, ours, and why ours is right
+
+pairs.py holds the builders, oracle.py a decoder in float64 that says who is right.
 """
 
 import pytest

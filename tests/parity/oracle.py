@@ -20,7 +20,9 @@ def turn(states: Tensor, theta: float) -> Tensor:
     """Rotary embedding of [T, N, H]: pair (i, i + H/2) as one complex number, turned by position * theta^(-2i/H)."""
     half = states.shape[-1] // 2
     angles = torch.arange(len(states)).double()[:, None] * theta ** (-torch.arange(half).double() / half)
-    turned = torch.complex(states[..., :half], states[..., half:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = (
+        torch.complex(states[..., :half], states[..., half:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    )
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
@@ -95,7 +97,7 @@ def exact_logits(model: nn.Module, embeds: Tensor, visible: Mapping[str, Tensor]
 
 @torch.no_grad()
 def exact_embeds(model: nn.Module, ids: Tensor, pixels: Tensor | None = None, image: int = -1) -> Tensor:
-    """[S, D] what the first layer reads of one row of ids: embeddings times sqrt(D), pictures as the projector gives them."""
+    """[S, D] what the first layer reads of one row: embeddings times sqrt(D), pictures as the projector gives them."""
     config = model.config.get_text_config()
     embeds = model.get_input_embeddings().weight.double()[ids] * math.sqrt(config.hidden_size)
     if pixels is not None:

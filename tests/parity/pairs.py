@@ -1,7 +1,7 @@
 """Pairs of models with the same random weights, the reference's and ours, and batches that both can read.
 
-Tiny, but nothing is degenerate: norms, biases and Gemma 3's zero-initialised projector hold sizeable random numbers, all
-widths differ, soft caps bite, windows are shorter than the rows.
+Tiny, but nothing is degenerate: norms, biases and Gemma 3's zero-initialised projector hold sizeable random numbers,
+all widths differ, soft caps bite, windows are shorter than the rows.
 """
 
 from dataclasses import dataclass, replace
@@ -15,36 +15,35 @@ import gemlens
 
 WINDOW = 8
 IMAGE = 90  # the picture token of both families
-VISION: dict[str, Any] = dict(
-    hidden_size=24,
-    intermediate_size=29,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    image_size=20,
-    patch_size=5,
-    vision_use_head=False,
-)
-TEXT: dict[str, Any] = dict(
-    vocab_size=99,
-    hidden_size=32,
-    intermediate_size=37,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=128,
-)
-KINDS: dict[str, dict[str, Any]] = {  # of text configs: what each adds
-    "Gemma": dict(num_hidden_layers=3),
-    "Gemma2": dict(
-        num_hidden_layers=4,
-        sliding_window=WINDOW,
-        query_pre_attn_scalar=20,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=6.0,
-    ),
-    "Gemma3Text": dict(num_hidden_layers=7, sliding_window=WINDOW, query_pre_attn_scalar=20),
+VISION: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 29,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 20,
+    "patch_size": 5,
+    "vision_use_head": False,
 }
-MODEL_TYPES = {"Gemma": "gemma", "Gemma2": "gemma2", "Gemma3Text": "gemma3_text"}
+TEXT: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+KINDS: dict[str, dict[str, Any]] = {  # of text configs: what each adds
+    "Gemma": {"num_hidden_layers": 3},
+    "Gemma2": {
+        "num_hidden_layers": 4,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 6.0,
+    },
+    "Gemma3Text": {"num_hidden_layers": 7, "sliding_window": WINDOW, "query_pre_attn_scalar": 20},
+}
 TOKENS_PER_PICTURE = {"paligemma": 16, "gemma3": 4}
 
 

@@ -6,10 +6,10 @@ Model-facts 2.1, 2.4, 3.3 and pitfall 30. The float64 decoder of oracle.py says 
 import pytest
 import torch
 import transformers
-
-import gemlens
 from oracle import capped, causal, exact_embeds, exact_logits
 from pairs import IMAGE, WINDOW, Pair, answers, batch, build, case_named, gap
+
+import gemlens
 
 PALIGEMMA_2 = case_named("PaliGemmaForConditionalGeneration-Gemma2")
 

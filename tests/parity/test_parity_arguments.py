@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
+from pairs import CASES, HEADS, IMAGE, TEXT_CASES, Case, Pair, answers, batch, build, case_named, gap
 from torch import Tensor
 
 import gemlens
-from pairs import CASES, HEADS, IMAGE, TEXT_CASES, Case, Pair, answers, batch, build, case_named, gap
 
 EXACT = 1e-4
 POOLED = case_named("Gemma3ForSequenceClassification")
@@ -82,7 +82,7 @@ def test_restarting_positions_pack_several_texts_as_in_the_reference(case: Case)
     lengths = [5, 9, 1, 12]
     texts = [torch.randint(3, 80, (1, length)) for length in lengths]
     positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
-    arguments = dict(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False)
+    arguments = {"input_ids": torch.cat(texts, dim=1), "position_ids": positions, "use_cache": False}
     with torch.no_grad():
         theirs, ours = pair.reference(**arguments)[case.result], pair.ours(**arguments)[case.result]
         alone = torch.cat([pair.ours(input_ids=text)[case.result] for text in texts], dim=1)
@@ -103,7 +103,7 @@ def test_cache_position_of_the_next_slots_changes_nothing(case: Case) -> None:
         places = torch.arange(length + 2)
         with torch.no_grad():
             model(**given, past_key_values=cache, use_cache=True, cache_position=places[:length])
-            step = dict(input_ids=torch.full((3, 2), 7), attention_mask=mask, cache_position=places[length:])
+            step = {"input_ids": torch.full((3, 2), 7), "attention_mask": mask, "cache_position": places[length:]}
             results.append(model(**step, past_key_values=cache, use_cache=True)[case.result])
     assert gap(*results) < EXACT
 
@@ -112,7 +112,7 @@ def test_cache_position_of_the_next_slots_changes_nothing(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tuples_hold_what_the_references_hold_in_its_order(case: Case, has_labels: bool) -> None:
     rows = batch(case)
-    more: dict[str, object] = dict(output_hidden_states=True, output_attentions=True, use_cache=False)
+    more: dict[str, object] = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
     if has_labels and not case.model.endswith("Model"):
         more["labels"] = torch.tensor([0, 1, 2]) if case is POOLED else rows.labels
     pair = build(case)

@@ -1,18 +1,17 @@
-"""In bfloat16 the same attention gives the same top token, and neither strays further from float32 than the reference."""
+"""In bfloat16 the same attention gives the same top token, no further from float32 than the reference."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from pairs import IMAGE, TOKENS_PER_PICTURE, Case, Pair, build, case_named
+from torch import Tensor
 
 ROWS, LENGTH = 8, 280  # 2240 places
 VOCABULARY = 4096
 # The square root of the width is a whole number, so that PaliGemma's picture vectors survive the reference's dividing
 # and multiplying by it; test_defects_numbers.py shows what happens otherwise.
-SIZES = dict(vocab_size=VOCABULARY, hidden_size=64, max_position_embeddings=512)
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "max_position_embeddings": 512}
 CAPPED = ["Gemma2ForCausalLM", "PaliGemmaForConditionalGeneration-Gemma2"]
 UNCAPPED = [
     "GemmaForCausalLM",
@@ -28,7 +27,7 @@ def long_rows(case: Case, padded: int = 0) -> tuple[dict[str, Any], dict[str, An
     mask = torch.ones_like(ids)
     mask[: ROWS // 2, :padded] = 0
     # The same turns for both: under left padding the reference counts padding, and rounding depends on the number.
-    arguments: dict[str, Any] = dict(attention_mask=mask, position_ids=torch.arange(LENGTH).unsqueeze(0))
+    arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": torch.arange(LENGTH).unsqueeze(0)}
     if case.family:
         start = padded + (3 if case.family == "gemma3" else 0)
         ids[:, start : start + TOKENS_PER_PICTURE[case.family]] = IMAGE

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from pairs import CASES, HEADS, IMAGE, PALIGEMMA_CASES, Case, answers, batch, build, case_named, gap
 
 import gemlens
-from pairs import CASES, HEADS, IMAGE, PALIGEMMA_CASES, Case, answers, batch, build, case_named, gap
 
 PADDINGS = ["none", "left", "right"]
 PICTURES = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (1, 2, 0)]
@@ -61,6 +61,13 @@ def test_loss_and_logits_with_labels_are_the_references(case: Case, padding: str
     theirs, ours = answers(build(case), rows, labels=rows.labels)
     assert gap(theirs.loss, ours.loss) < 1e-5
     assert gap(theirs.logits, ours.logits, rows.real) < EXACT
+
+
+def test_labels_of_padding_are_not_scored_by_multimodal_gemma_3_as_in_the_reference() -> None:
+    case = case_named("Gemma3ForConditionalGeneration")
+    rows = batch(case, "right")
+    theirs, ours = answers(build(case), rows, labels=rows.ids)
+    assert gap(theirs.loss, ours.loss) < 1e-5
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.family], ids=str)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from pairs import CASES, Batch, Case, Pair, batch, build
+from torch import Tensor, nn
 
 # Adding the same number to all keys changes no softmax, so this gradient is zero but for rounding.
 ZERO_BY_NATURE = "vision_model.encoder.layers.{}.self_attn.k_proj.bias"

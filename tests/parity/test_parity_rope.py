@@ -1,4 +1,4 @@
-"""Rotary tables in all six scalings, and Gemma 3 with them: equal to the reference's, within and beyond the trained length."""
+"""Rotary tables in all six scalings, and Gemma 3 with them: the reference's, within and beyond the trained length."""
 
 from typing import Any
 
@@ -7,39 +7,43 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import TEXT, answers, batch, build, case_named, gap, text_config
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 import gemlens
 from gemlens.models.rope import rotations
-from pairs import TEXT, answers, batch, build, case_named, gap, text_config
 
 TRAINED = 32  # max_position_embeddings here
 HALF = TEXT["head_dim"] // 2
 SCALINGS: dict[str, dict[str, Any]] = {
-    "default": dict(rope_type="default"),
-    "linear": dict(rope_type="linear", factor=8.0),
-    "dynamic": dict(rope_type="dynamic", factor=3.0),
-    "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
-    "yarn, short": dict(rope_type="yarn", factor=1.5, beta_fast=4.0, beta_slow=0.5),
-    "yarn with its own factor": dict(rope_type="yarn", factor=4.0, attention_factor=0.7),
-    "yarn with two scales": dict(rope_type="yarn", factor=4.0, mscale=0.7, mscale_all_dim=1.3),
-    "yarn, not truncated": dict(rope_type="yarn", factor=4.0, beta_fast=3, truncate=False),
-    "longrope": dict(
-        rope_type="longrope",
-        factor=4.0,
-        short_factor=[1.0 + 0.1 * i for i in range(HALF)],
-        long_factor=[1.0 + 0.9 * i for i in range(HALF)],
-    ),
-    "longrope with its own factor": dict(
-        rope_type="longrope", factor=4.0, attention_factor=1.3, short_factor=[1.0] * HALF, long_factor=[2.0] * HALF
-    ),
-    "llama3": dict(
-        rope_type="llama3",
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=TRAINED,
-    ),
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn, short": {"rope_type": "yarn", "factor": 1.5, "beta_fast": 4.0, "beta_slow": 0.5},
+    "yarn with its own factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
+    "yarn with two scales": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+    "yarn, not truncated": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 3, "truncate": False},
+    "longrope": {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0 + 0.1 * i for i in range(HALF)],
+        "long_factor": [1.0 + 0.9 * i for i in range(HALF)],
+    },
+    "longrope with its own factor": {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "attention_factor": 1.3,
+        "short_factor": [1.0] * HALF,
+        "long_factor": [2.0] * HALF,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": TRAINED,
+    },
 }
 
 
@@ -75,7 +79,7 @@ def test_tables_are_the_references(name: str, length: int, theta: float) -> None
 def test_tables_of_any_numbers_are_the_references(
     kind: str, factor: float, theta: float, length: int, half: int
 ) -> None:
-    assert_equal_tables(dict(rope_type=kind, factor=factor), length, theta, 2 * half)
+    assert_equal_tables({"rope_type": kind, "factor": factor}, length, theta, 2 * half)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -87,10 +91,13 @@ def test_tables_in_half_precision_are_rounded_from_float32_angles(dtype: torch.d
 
 
 def test_the_older_key_type_is_refused_there_and_read_here() -> None:
-    older, newer = dict(type="linear", factor=2.5), dict(rope_type="linear", factor=2.5)
+    older, newer = {"type": "linear", "factor": 2.5}, {"rope_type": "linear", "factor": 2.5}
     with pytest.raises(KeyError, match="rope_type"):
         text_config(transformers, "Gemma3Text", rope_scaling=older)
-    assert text_config(gemlens, "Gemma3Text", rope_scaling=older).ropes == text_config(gemlens, "Gemma3Text", rope_scaling=newer).ropes
+    assert (
+        text_config(gemlens, "Gemma3Text", rope_scaling=older).ropes
+        == text_config(gemlens, "Gemma3Text", rope_scaling=newer).ropes
+    )
 
 
 def test_a_dynamic_table_shrinks_again_as_the_references_does() -> None:

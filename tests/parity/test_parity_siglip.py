@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pairs import Pair, gap, paired, vision_config
 
 import gemlens
-from pairs import Pair, gap, paired, vision_config
 
 EXACT = 1e-4
 
@@ -23,7 +23,7 @@ def encoders(attention: str = "eager", implementation: str | None = None, **chan
 def test_outputs_are_the_references(has_head: bool, implementation: str | None) -> None:
     pair = encoders(vision_use_head=has_head, implementation=implementation)
     pixels = torch.randn(3, 3, 20, 20)
-    wanted = dict(output_hidden_states=True, output_attentions=True)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
     theirs, ours = pair.reference(pixels, **wanted), pair.ours(pixels, **wanted)
     assert theirs.last_hidden_state.std() > 0.1
     assert gap(theirs.last_hidden_state, ours.last_hidden_state) < EXACT
@@ -62,7 +62,7 @@ def test_every_activation_is_the_references(activation: str) -> None:
     assert gap(pair.reference(pixels).pooler_output, pair.ours(pixels).pooler_output) < EXACT
 
 
-@pytest.mark.parametrize("changes", [dict(num_channels=1), dict(num_attention_heads=1), dict(layer_norm_eps=0.1)])
+@pytest.mark.parametrize("changes", [{"num_channels": 1}, {"num_attention_heads": 1}, {"layer_norm_eps": 0.1}])
 @torch.no_grad()
 def test_other_shapes_are_the_references(changes: dict[str, Any]) -> None:
     pair = encoders(**changes)

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from pairs import CASES, HEADS, Case, answers, batch, build, case_named, gap, multimodal_config
 
-from pairs import CASES, HEADS, Case, answers, batch, build, case_named, gap
+import gemlens
 
 EXACT = 1e-4
 TEXTS = ["GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"]
@@ -76,7 +78,19 @@ def test_untied_heads_are_the_references(case: Case) -> None:
     assert tied.lm_head.weight is tied.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("changes", [dict(rope_theta=100.0), dict(rope_theta=1e6), dict(rms_norm_eps=0.1)], ids=str)
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("name", ["PaliGemmaForConditionalGeneration-Gemma", "Gemma3ForConditionalGeneration"])
+def test_the_text_config_says_whether_a_head_is_tied_as_in_the_reference(name: str, top: bool, text: bool) -> None:
+    case = case_named(name)
+    for library in (transformers, gemlens):
+        config = multimodal_config(library, case, tie_word_embeddings=text)
+        config.tie_word_embeddings = top
+        model = getattr(library, case.model)(config)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == text
+
+
+@pytest.mark.parametrize("changes", [{"rope_theta": 100.0}, {"rope_theta": 1e6}, {"rms_norm_eps": 0.1}], ids=str)
 @pytest.mark.parametrize("name", TEXTS)
 def test_rope_bases_and_norm_epsilons_are_the_references(name: str, changes: dict[str, float]) -> None:
     assert_equal(case_named(name), **changes)
@@ -94,7 +108,9 @@ def test_local_rope_bases_are_the_references(base: float) -> None:
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-@pytest.mark.parametrize("types", [[FULL] * 4, [SLIDING] * 4, [FULL, SLIDING, SLIDING, FULL]], ids=["all", "none", "mix"])
+@pytest.mark.parametrize(
+    "types", [[FULL] * 4, [SLIDING] * 4, [FULL, SLIDING, SLIDING, FULL]], ids=["all", "none", "mix"]
+)
 @pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
 def test_layer_types_are_the_references(name: str, types: list[str]) -> None:
     assert_equal(case_named(name), num_hidden_layers=4, layer_types=types)

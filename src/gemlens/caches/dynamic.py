@@ -28,10 +28,11 @@ class DynamicLayer:
         """Joins what is held with the new; gives all of it and goes on holding the last `keep` slots."""
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        forgets = keep is not None and keys.shape[2] > keep
-        # clone: a view would keep the memory of what is forgotten.
-        self.keys = keys[:, :, -keep:].clone() if forgets and keep else keys[:, :, :0] if forgets else keys
-        self.values = values[:, :, -keep:].clone() if forgets and keep else values[:, :, :0] if forgets else values
+        self.keys, self.values = keys, values
+        if keep is not None and keys.shape[2] > keep:
+            first = keys.shape[2] - keep
+            # clone: a view would keep the memory of what is forgotten.
+            self.keys, self.values = keys[:, :, first:].clone(), values[:, :, first:].clone()
         return keys, values
 
     def change(self, how: Callable[[Tensor], Tensor]) -> None:
@@ -106,7 +107,7 @@ class DynamicCache:
             held = self._spans.get(window)
             seen_now[window] = whole = span if held is None else join([held, span])
             self._keep[window] = keep = None if window is None else _slots_needed(whole, window)
-            self._spans[window] = whole if keep is None else whole.last(keep) if keep else whole.first(0)
+            self._spans[window] = whole if keep is None else whole.last(keep)
         return [seen_now[layer.window] for layer in self.layers]
 
     def update(

@@ -245,9 +245,9 @@ def refuse_seen_answers(labels: Tensor | None, types: Tensor, seen: int, meaning
     """
     if labels is not None and labels.shape == types.shape and bool(((labels != IGNORED) & (types == seen)).any()):
         raise InputError(
-            f"labels score tokens whose token_type_ids are {seen}, which means {meaning}. Such tokens see each other, so "
-            f"the answer would be visible to what predicts it; give the answer type {1 - seen}, or leave token_type_ids "
-            "out."
+            f"labels score tokens whose token_type_ids are {seen}, which means {meaning}. Such tokens see each other, "
+            f"so the answer would be visible to what predicts it; give the answer type {1 - seen}, or leave "
+            "token_type_ids out."
         )
 
 
