@@ -22,7 +22,7 @@ demo: setup  ## complete a sentence with the real Gemma 3 270M, from its GGUF fi
 	@$(BIN)/python examples/complete.py
 
 test: setup  ## run the tests (those marked real need `make real`)
-	$(BIN)/pytest -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 lint: setup  ## check style and formatting
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ real: setup  ## bring the real model and tokenizers that tests marked real need 
 bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/gemma3_270m.py
 
-docs: setup  ## check that the documentation's code runs
+docs: setup  ## check that the documentation's code runs and its links lead somewhere
 	$(BIN)/pytest tests/test_documentation.py
 
 clean:  ## remove .venv and caches
