@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gemlens import DynamicCache, InputError
+from gemlens import DynamicCache, Gemma3TextModel, InputError
 from gemlens.caches.cache import Cache
 
 SLIDING = ("gemma2", "gemma3", "gemma3-pictures")
@@ -205,6 +205,20 @@ def test_a_crop_that_would_need_what_is_forgotten_is_refused_and_changes_nothing
     batch.assert_right(model, batch.with_cache(model, cache, first=1), start=9)
 
 
+def test_a_refused_crop_changes_no_layer_whichever_forgot(tiny: ModuleType) -> None:
+    """Layers with another window may still hold everything; they must not be cropped before the others are asked."""
+    for windows in ((8, 4, 8), (4, 8, 4), (None, 4, 8)):
+        model = tiny.build(Gemma3TextModel, tiny.config("gemma3"), windows=windows)
+        cache, untouched = DynamicCache(model), DynamicCache(model)
+        for each in (cache, untouched):
+            model(tiny.words(1, 6), past_key_values=each)
+        with pytest.raises(InputError, match="window of 4"):
+            cache.crop(3)
+        more = tiny.words(1, 2, seed=1)
+        hidden, expected = (model(more, past_key_values=each).last_hidden_state for each in (cache, untouched))
+        torch.testing.assert_close(hidden, expected, **calls.TOLERANCE)
+
+
 def test_reset_forgets_everything_and_the_cache_serves_another_batch(tiny: ModuleType) -> None:
     model = tiny.model("gemma3", 4)
     cache = DynamicCache(model.config)
@@ -241,75 +255,6 @@ def test_legacy_tuples_of_layers_that_forgot_are_refused(tiny: ModuleType) -> No
 def test_no_legacy_tuple_is_an_empty_cache() -> None:
     for nothing in (None, ()):
         assert DynamicCache.from_legacy_cache(nothing).get_seq_length() == 0
-
-
-class TestMistakes:
-    """Arguments that do not fit the cache are refused with the numbers, and the cache stays as it was."""
-
-    def cached(self, tiny: ModuleType, length: int = 5) -> tuple[Any, DynamicCache]:
-        model = tiny.model("gemma3", 4)
-        cache = DynamicCache(model.config)
-        model(tiny.words(2, length), past_key_values=cache)
-        return model, cache
-
-    def assert_unharmed(self, tiny: ModuleType, model: Any, cache: DynamicCache) -> None:
-        batch = calls.text(2, 7, cuts=(5, 6))
-        batch.ids[:, :5] = tiny.words(2, 5)
-        batch.assert_right(model, batch.with_cache(model, cache, first=1), start=5)
-
-    @pytest.mark.parametrize("length", [1, 5, 7])
-    def test_a_mask_of_another_length(self, tiny: ModuleType, length: int) -> None:
-        model, cache = self.cached(tiny)
-        with pytest.raises(InputError, match=f"covers {length} tokens, but 5 are cached and 1 came; .* all 6"):
-            model(tiny.words(2, 1), past_key_values=cache, attention_mask=torch.ones(2, length))
-        self.assert_unharmed(tiny, model, cache)
-
-    @pytest.mark.parametrize("shape", [(3, 6), (6,), (2, 1, 6, 6)])
-    def test_a_mask_of_another_shape(self, tiny: ModuleType, shape: tuple[int, ...]) -> None:
-        model, cache = self.cached(tiny)
-        with pytest.raises(InputError, match=r"must be \[batch, tokens\] = \[2, 6\]"):
-            model(tiny.words(2, 1), past_key_values=cache, attention_mask=torch.ones(shape))
-
-    @pytest.mark.parametrize(("first", "last"), [(0, 1), (4, 5), (6, 7)])
-    def test_cache_positions_that_are_not_the_next(self, tiny: ModuleType, first: int, last: int) -> None:
-        model, cache = self.cached(tiny)
-        with pytest.raises(InputError, match=f"from {first} to {last}, but 5 tokens are cached, .* 5 to 6"):
-            model(tiny.words(2, 2), past_key_values=cache, cache_position=torch.tensor([first, last]))
-        self.assert_unharmed(tiny, model, cache)
-
-    def test_cache_positions_of_another_number(self, tiny: ModuleType) -> None:
-        model, cache = self.cached(tiny)
-        with pytest.raises(InputError, match=r"shape \(3,\), but 2 tokens came"):
-            model(tiny.words(2, 2), past_key_values=cache, cache_position=torch.arange(5, 8))
-
-    def test_the_right_cache_positions_are_taken(self, tiny: ModuleType) -> None:
-        model, cache = self.cached(tiny)
-        model(tiny.words(2, 2), past_key_values=cache, cache_position=torch.arange(5, 7))
-        assert cache.get_seq_length() == 7
-
-    @pytest.mark.parametrize("family", ["gemma3", "gemma3-pictures", "paligemma"])
-    @pytest.mark.parametrize("filled", [True, False])
-    def test_a_tuple_instead_of_a_cache(self, tiny: ModuleType, family: str, filled: bool) -> None:
-        _, cache = self.cached(tiny)
-        legacy = cache.to_legacy_cache() if filled else ()
-        with pytest.raises(InputError, match=r"past_key_values is a tuple, .*from_legacy_cache\(\)"):
-            tiny.model(family)(tiny.words(2, 1), past_key_values=legacy)
-
-    @pytest.mark.parametrize("rows", [1, 3])
-    def test_another_number_of_rows(self, tiny: ModuleType, rows: int) -> None:
-        model, cache = self.cached(tiny)
-        with pytest.raises(InputError, match=rf"2 rows.* {rows} "):
-            model(tiny.words(rows, 1), past_key_values=cache)
-        self.assert_unharmed(tiny, model, cache)
-
-    @pytest.mark.parametrize(
-        "how", [{"past_key_values": DynamicCache()}, {"use_cache": True}, {}], ids=["given", "asked for", "by default"]
-    )
-    def test_packed_rows_with_a_cache(self, tiny: ModuleType, how: dict[str, Any]) -> None:
-        """Two texts in one row cannot be cached; read as one text, the second would see the first."""
-        packed = {"input_ids": tiny.words(1, 6), "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
-        with pytest.raises(InputError, match=r"Packed .*use_cache=False"):
-            tiny.model("gemma3", 4)(**packed, **how)
 
 
 def test_packed_rows_without_a_cache_are_read_apart(tiny: ModuleType) -> None:

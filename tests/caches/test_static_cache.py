@@ -87,6 +87,21 @@ def test_empty_slots_are_never_seen(tiny: ModuleType) -> None:
     torch.testing.assert_close(logits, expected, **calls.TOLERANCE)
 
 
+@pytest.mark.parametrize("padding", [[], [(0, 0), (0, 5), (1, 9)]])
+def test_no_two_tokens_of_a_call_are_written_to_one_slot(tiny: ModuleType, padding: list[tuple[int, int]]) -> None:
+    """Which of them stays would be undefined on an accelerator. The last slot of a ring is for what nobody sees."""
+    model = tiny.model("gemma3", 4)
+    batch = calls.text(2, 10, padding=padding)
+    cache = StaticCache(model.config, 16)
+    model(**batch.arguments(0, 10), past_key_values=cache)
+    ring = cache.layers[0].slots
+    assert ring.is_ring
+    assert ring.writing is not None
+    for row in ring.writing.places.tolist():
+        seen = [slot for slot in row if slot < ring.size]
+        assert sorted(seen) == list(range(ring.size))
+
+
 @pytest.mark.parametrize(("held", "came"), [(0, 11), (4, 7), (10, 1)])
 def test_what_does_not_fit_is_refused_with_the_numbers_and_changes_nothing(
     tiny: ModuleType, held: int, came: int
@@ -152,6 +167,27 @@ def test_reset_forgets_everything_and_the_cache_serves_another_batch(tiny: Modul
         cache.reset()
         assert cache.get_seq_length() == 0
         assert cache.real_tokens() == 0
+
+
+def test_after_a_reset_the_cache_serves_another_number_format(tiny: ModuleType) -> None:
+    model = tiny.fresh("gemma3")
+    cache = StaticCache(model.config, 9)
+    model(tiny.words(2, 5), past_key_values=cache)
+    cache.reset()
+    model.to(torch.bfloat16)
+    expected = model(tiny.words(2, 5)).logits
+    torch.testing.assert_close(model(tiny.words(2, 5), past_key_values=cache).logits, expected)
+
+
+def test_after_a_reset_a_cache_of_inference_mode_serves_outside(tiny: ModuleType) -> None:
+    """Tensors that were made in inference mode may not be written to outside."""
+    model = tiny.model("gemma3", 4)
+    batch = calls.text(2, 9, cuts=(4, 5))
+    cache = StaticCache(model.config, 9)
+    with torch.inference_mode():
+        batch.assert_right(model, batch.with_cache(model, cache))
+    cache.reset()
+    batch.assert_right(model, batch.with_cache(model, cache))
 
 
 def test_real_tokens_and_slots_are_counted_apart(tiny: ModuleType) -> None:

@@ -139,8 +139,8 @@ class DynamicCache:
                     f"The cache cannot be cropped from {self._seen} to {length} tokens: layers with a window of "
                     f"{window} hold only the last {len(span)}. DynamicCache() without a config forgets nothing."
                 )
-            self._spans[window] = held = span.first(length)
-            self._real = held.real_count()
+        self._spans = {window: span.first(length) for window, span in self._spans.items()}
+        self._real = next(iter(self._spans.values())).real_count() if self._spans else 0
         for layer in self.layers:
             layer.change(lambda states: states[:, :, :length])
         self._seen = length

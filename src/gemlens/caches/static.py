@@ -89,7 +89,7 @@ class StaticLayer:
         writing = self.slots.writing
         if writing is None:
             raise InputError("StaticCache.update() came before extend(): the places of the new tokens are not known.")
-        if self.keys is None or self.values is None or (writing.returns == "new" and len(self.keys) != len(keys)):
+        if self.keys is None or self.values is None or (writing.returns == "new" and not _serves(self.keys, keys)):
             batch, heads, _, size = keys.shape
             self.keys = keys.new_zeros(batch, heads, self.slots.width, size)
             self.values = values.new_zeros(batch, heads, self.slots.width, values.shape[-1])
@@ -100,6 +100,12 @@ class StaticLayer:
         self.keys.scatter_(2, places, keys)
         self.values.scatter_(2, places, values)
         return (self.keys, self.values) if writing.returns == "buffer" else given
+
+
+def _serves(buffer: Tensor, states: Tensor) -> bool:
+    """Whether a buffer of earlier texts can be written to with states of a new one."""
+    alike = (len(buffer), buffer.dtype, buffer.device) == (len(states), states.dtype, states.device)
+    return alike and buffer.is_inference() == torch.is_inference_mode_enabled()
 
 
 class StaticCache:

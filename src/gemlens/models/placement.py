@@ -48,11 +48,6 @@ def place(
         InputError: shapes that do not fit the embeddings and the cache.
     """
     batch, length = embeds.shape[:2]
-    if cache is not None and not isinstance(cache, Cache):
-        raise InputError(
-            f"past_key_values is a {type(cache).__name__}, but it must be a Cache such as DynamicCache or StaticCache; "
-            "DynamicCache.from_legacy_cache() takes tuples."
-        )
     past = 0 if cache is None else cache.get_seq_length()
     held = None if cache is None else cache.rows()
     if held not in (None, batch):

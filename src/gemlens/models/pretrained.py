@@ -217,6 +217,8 @@ class PreTrainedModel(nn.Module):
             if type(value) is not int or value < 1:
                 raise InputError(f"{name} is {value!r}, but it must be a positive integer.")
         rows = -(-rows // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+        if (pad := self.text_model().config.pad_token_id) is not None and pad >= rows:
+            raise InputError(f"{rows} rows would cut off that of config.pad_token_id, {pad}; set another one first.")
         head = self.get_output_embeddings()
         is_tied = head is not None and head.weight is embedding.weight
         std = None if mean_resizing else getattr(self.config.get_text_config(), "initializer_range", 0.02)
@@ -282,6 +284,11 @@ class PreTrainedModel(nn.Module):
 
     def cache_for(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache of a call: the one given, or a new one if it is wanted; in training only if asked for."""
+        if past_key_values is not None and not isinstance(past_key_values, Cache):
+            raise InputError(
+                f"past_key_values is a {type(past_key_values).__name__}, but it must be a Cache such as DynamicCache "
+                "or StaticCache; DynamicCache.from_legacy_cache() takes tuples."
+            )
         wanted = past_key_values is not None or use_cache
         if use_cache is None and past_key_values is None:
             wanted = not self.training and getattr(self.config.get_text_config(), "use_cache", True)
