@@ -144,7 +144,10 @@ MUST_NOT_KNOW = {
 
 @each_file
 def test_foreign_libraries_that_only_tests_may_use_are_not_imported(path: Path) -> None:
-    assert not {module.split(".")[0] for module, _ in imports(path)} & {"transformers", "gguf", "numpy"}
+    oracles = {"transformers", "gguf"}
+    # Pictures come and go as arrays; nothing else needs numpy.
+    oracles |= set() if path.is_relative_to(ROOT / "processing") else {"numpy"}
+    assert not {module.split(".")[0] for module, _ in imports(path)} & oracles
 
 
 @each_file

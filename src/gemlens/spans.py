@@ -18,8 +18,8 @@ keeps its numbers when it is cached. Padding is one last block of its own: no re
 is empty. Packed rows carry a third integer, the segment, that must be equal too.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -55,21 +55,20 @@ class Span:
 
     def last(self, count: int) -> "Span":
         """The last `count` tokens."""
-        if count >= len(self):
-            return self
-        first = len(self) - count
-        return replace(self, position=self.position[:, first:], block=self.block[:, first:])
+        start = len(self) - count
+        return self if start <= 0 else self._with(lambda numbers: numbers[:, start:])
 
     def first(self, count: int) -> "Span":
         """The first `count` tokens."""
-        return replace(self, position=self.position[:, :count], block=self.block[:, :count])
+        return self._with(lambda numbers: numbers[:, :count])
 
     def rows(self, index: Tensor) -> "Span":
         """The chosen rows, in the order of `index` [B']."""
-        if self.position.shape[0] == 1:
-            return self
-        index = index.to(self.position.device)
-        return replace(self, position=self.position[index], block=self.block[index])
+        return self if len(self.position) == 1 else self._with(lambda numbers: numbers[index.to(numbers.device)])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Span":
+        segment = None if self.segment is None else change(self.segment)
+        return Span(change(self.position), change(self.block), segment, self.plain)
 
 
 def plain_span(start: int, length: int, device: torch.device | str) -> Span:

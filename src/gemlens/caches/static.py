@@ -41,6 +41,8 @@ class _Slots:
         if self.span is None or self.span.position.shape[0] < span.position.shape[0]:
             self._widen(span)
         assert self.span is not None
+        if self.span.position.is_inference() and not torch.is_inference_mode_enabled():
+            self.span = Span(self.span.position.clone(), self.span.block.clone())
         # The first call needs nothing from the buffer. Several tokens at once need both: a ring may lose, by their
         # writing, keys that the first of them still sees.
         returns = "new" if seen == 0 else "both" if self.is_ring and len(span) > 1 else "buffer"
@@ -93,6 +95,8 @@ class StaticLayer:
             batch, heads, _, size = keys.shape
             self.keys = keys.new_zeros(batch, heads, self.slots.width, size)
             self.values = values.new_zeros(batch, heads, self.slots.width, values.shape[-1])
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            self.keys, self.values = self.keys.clone(), self.values.clone()  # else they could not be written to
         given = keys, values
         if writing.returns == "both":
             given = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)

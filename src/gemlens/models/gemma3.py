@@ -73,12 +73,12 @@ class Gemma3Model(MultimodalModel):
         """Every picture is one block.
 
         Raises:
-            InputError: labels of picture tokens, which could be seen.
+            InputError: labels of words among the picture tokens, which could be seen.
         """
         types = new_token_types(prompt.token_type_ids, shape, past)
-        if types is not None:
-            refuse_seen_answers(prompt.labels, types, seen=1, meaning="a picture")
         placeholders = self._placeholders(prompt.input_ids, prompt.inputs_embeds)
+        if types is not None and placeholders is not None:  # scoring a placeholder is idle, but shows no answer
+            refuse_seen_answers(prompt.labels, types, seen=1, meaning="a picture", but=placeholders)
         pictures = placeholders if types is None else types == 1
         if pictures is None or not bool(pictures.any()):
             return None

@@ -9,6 +9,25 @@ from gemlens.errors import InputError
 IGNORED = -100  # the label of tokens that are not scored
 
 
+def check_labels(labels: Tensor | None, shape: torch.Size, vocabulary: int) -> None:
+    """Refuses labels before anything is computed or cached.
+
+    Args:
+        labels: [B, S] ids, or -100 where nothing is scored; None for no loss.
+        shape: [B, S] of the tokens.
+        vocabulary: V.
+
+    Raises:
+        InputError: labels of another shape, or outside the vocabulary.
+    """
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.shape != shape:
+        came = f"have shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"are a {type(labels).__name__}"
+        raise InputError(f"labels {came}, but there are {tuple(shape)} tokens.")
+    _check_range(labels[labels != IGNORED], vocabulary)
+
+
 def next_token_loss(
     logits: Tensor,
     labels: Tensor,
@@ -22,8 +41,11 @@ def next_token_loss(
     With `num_items_in_batch` the sum is divided by that number instead of this call's own count, so that the losses of
     accumulated batches add up to that of the whole batch. Nothing to score gives 0 (a plain mean would give NaN).
 
+    Args:
+        labels: what `check_labels` let through.
+
     Raises:
-        InputError: labels of another shape, or outside the vocabulary.
+        InputError: there are not logits for all tokens.
     """
     if labels.shape != logits.shape[:2]:
         raise InputError(
@@ -35,7 +57,6 @@ def next_token_loss(
         real = attention_mask[:, -labels.shape[1] :].to(targets.device) != 0
         targets = targets.masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)
     scored = targets != IGNORED
-    _check_labels(targets[scored], logits.shape[-1])
     total = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), targets.flatten().long(), ignore_index=IGNORED, reduction="sum"
     )
@@ -59,10 +80,12 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
             else "multi_label_classification"
         )
     scores = logits.float()
+    if len(labels) != len(logits):
+        raise InputError(f"labels are for {len(labels)} rows, but {len(logits)} came.")
     if problem_type == "regression":
         return F.mse_loss(scores.squeeze(), labels.squeeze().float()), problem_type
     if problem_type == "single_label_classification":
-        _check_labels(labels, logits.shape[-1])
+        _check_range(labels, logits.shape[-1])
         return F.cross_entropy(scores, labels.flatten()), problem_type
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(scores, labels.float()), problem_type
@@ -72,7 +95,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     )
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_range(labels: Tensor, classes: int) -> None:
     """On an accelerator a label out of range would end the process."""
     if torch.compiler.is_compiling() or labels.numel() == 0:
         return

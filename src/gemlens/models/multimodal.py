@@ -17,7 +17,7 @@ from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config, PaliGemmaConfig
 from gemlens.models.decoder import Decoded, Placement, Recording
 from gemlens.models.layers import softcap
-from gemlens.models.loss import IGNORED, next_token_loss
+from gemlens.models.loss import IGNORED, check_labels, next_token_loss
 from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
 from gemlens.models.placement import Blocks, place
 from gemlens.models.pretrained import PreTrainedModel
@@ -137,6 +137,7 @@ class MultimodalModel(PreTrainedModel, ABC):
             raise InputError(
                 f"input_ids hold picture tokens (id {self.config.image_token_index}), but no pixel_values came."
             )
+        check_labels(prompt.labels, embeds.shape[:2], self.language_model.embed_tokens.num_embeddings)
         placement = self._place(prompt, embeds, use_cache)
         decoded = self.language_model.decode(embeds, placement, recording)
         shown = None if features is None else self.public_features(features)
@@ -219,6 +220,8 @@ def new_token_types(token_type_ids: Tensor | None, shape: tuple[int, int], past:
     if token_type_ids is None:
         return None
     batch, length = shape
+    if not isinstance(token_type_ids, Tensor):
+        raise InputError(f"token_type_ids are a {type(token_type_ids).__name__}, but must be a tensor {list(shape)}.")
     if (
         token_type_ids.dim() != 2
         or token_type_ids.shape[0] != batch
@@ -231,7 +234,9 @@ def new_token_types(token_type_ids: Tensor | None, shape: tuple[int, int], past:
     return types
 
 
-def refuse_seen_answers(labels: Tensor | None, types: Tensor, seen: int, meaning: str) -> None:
+def refuse_seen_answers(
+    labels: Tensor | None, types: Tensor, seen: int, meaning: str, but: Tensor | None = None
+) -> None:
     """Labels must not score tokens that see each other: the answer would be visible to what predicts it.
 
     Args:
@@ -239,11 +244,15 @@ def refuse_seen_answers(labels: Tensor | None, types: Tensor, seen: int, meaning
         types: [B, S] of 0 and 1.
         seen: the type of tokens that see each other.
         meaning: what that type means, for the sentence.
+        but: [B, S] bool, tokens that may be scored all the same.
 
     Raises:
         InputError: they do.
     """
-    if labels is not None and labels.shape == types.shape and bool(((labels != IGNORED) & (types == seen)).any()):
+    if labels is None:
+        return
+    visible = (labels != IGNORED) & (types == seen)
+    if bool((visible if but is None else visible & ~but).any()):
         raise InputError(
             f"labels score tokens whose token_type_ids are {seen}, which means {meaning}. Such tokens see each other, "
             f"so the answer would be visible to what predicts it; give the answer type {1 - seen}, or leave "

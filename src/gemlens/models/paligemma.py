@@ -64,8 +64,6 @@ class PaliGemmaModel(MultimodalModel):
         if past:
             return None
         scored = None if prompt.labels is None else prompt.labels != IGNORED
-        if scored is not None and scored.shape != shape:
-            raise InputError(f"labels have shape {tuple(scored.shape)}, but there are {list(shape)} tokens.")
         if types is None:
             no_answer = torch.ones(shape, dtype=torch.bool, device=self.device)
             return Blocks(prefix=no_answer if scored is None else ~scored.cummax(1).values)

@@ -127,6 +127,8 @@ def _check_cache_position(cache_position: Tensor | None, past: int, length: int)
 def _checked_positions(position_ids: Tensor | None, batch: int, length: int) -> Tensor | None:
     if position_ids is None:
         return None
+    if not isinstance(position_ids, Tensor):
+        raise InputError(f"position_ids are a {type(position_ids).__name__}, but must be a tensor [{batch}, {length}].")
     position_ids = position_ids.unsqueeze(0) if position_ids.dim() == 1 else position_ids
     if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
         raise InputError(f"position_ids has shape {tuple(position_ids.shape)}, but it must be [{batch}, {length}].")

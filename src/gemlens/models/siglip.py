@@ -46,6 +46,8 @@ class SiglipEmbeddings(nn.Module):
     def _check(self, pixel_values: Tensor, interpolate: bool) -> None:
         channels, size = self.patch_embedding.in_channels, self.image_size
         expected = f"[pictures, {channels}, {size}, {size}]"
+        if not isinstance(pixel_values, Tensor):
+            raise InputError(f"pixel_values are a {type(pixel_values).__name__}, but must be a tensor {expected}.")
         if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
             raise InputError(f"pixel_values have shape {tuple(pixel_values.shape)}, but this model takes {expected}.")
         if not interpolate and tuple(pixel_values.shape[2:]) != (size, size):

@@ -11,7 +11,7 @@ from gemlens.errors import InputError
 from gemlens.models.configs.text import Gemma2Config, Gemma3TextConfig, GemmaConfig, TextConfig
 from gemlens.models.decoder import Decoded, DecoderLayer, Placement, Recording, run_layers
 from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding, softcap
-from gemlens.models.loss import next_token_loss
+from gemlens.models.loss import check_labels, next_token_loss
 from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from gemlens.models.placement import place
 from gemlens.models.pretrained import PreTrainedModel
@@ -39,6 +39,7 @@ class TextModel(PreTrainedModel):
     ) -> None:
         super().__init__(config)
         rows, width, pad = config.vocab_size, config.hidden_size, config.pad_token_id
+        pad = None if pad is None or pad < 0 else pad  # for torch, -1 would be the last row
         scaled = config.embeds_are_scaled
         self.embed_tokens = ScaledEmbedding(rows, width, pad) if scaled else nn.Embedding(rows, width, pad)
         self.scale_embeds = nn.Identity() if scaled else Scale(math.sqrt(width))
@@ -166,9 +167,12 @@ def last_tokens(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
             raise InputError(
                 f"logits_to_keep has shape {tuple(logits_to_keep.shape)}, but it must be [tokens] or a number."
             )
+        last = hidden.shape[1] - 1
+        if logits_to_keep.numel() and not -last - 1 <= int(logits_to_keep.min()) <= int(logits_to_keep.max()) <= last:
+            raise InputError(f"logits_to_keep holds indices beyond the {last + 1} tokens that came.")
         return hidden[:, logits_to_keep]
-    if logits_to_keep < 0:
-        raise InputError(f"logits_to_keep is {logits_to_keep}, but it must be 0 (all) or the number of last tokens.")
+    if type(logits_to_keep) is not int or logits_to_keep < 0:
+        raise InputError(f"logits_to_keep is {logits_to_keep!r}, but it must be 0 (all) or the number of last tokens.")
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
@@ -220,6 +224,7 @@ class CausalLM(PreTrainedModel):
             InputError: arguments that do not fit each other or the cache.
         """
         embeds = self.model.embed(input_ids, inputs_embeds)
+        check_labels(labels, embeds.shape[:2], self.config.vocab_size)
         placement = place(
             embeds,
             attention_mask=attention_mask,
@@ -252,12 +257,10 @@ class Gemma3ForCausalLM(CausalLM):
     config_class = Gemma3TextConfig
 
 
-def _is_whole(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
-
-
 def _check_ids(input_ids: Tensor, rows: int) -> None:
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or not _is_whole(input_ids.dtype):
+    if not isinstance(input_ids, Tensor):
+        raise InputError(f"input_ids are a {type(input_ids).__name__}, but must be a tensor of shape [batch, tokens].")
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.dtype not in (torch.int64, torch.int32):
         raise InputError(
             f"input_ids have shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}, but must be whole numbers of "
             "shape [batch, tokens] with at least one token."
