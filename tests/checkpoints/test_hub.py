@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants, file_download
 
+import gemlens
 from gemlens.checkpoints.hub import Origin, read_json
 from gemlens.errors import CheckpointError, InputError
 
@@ -301,3 +304,20 @@ def test_json_that_is_missing_or_far_too_large_is_not_read(tmp_path: Path) -> No
         file.truncate(10**10)
     with pytest.raises(CheckpointError, match="is larger than 25000000 bytes"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "10KB"])
+def test_a_whole_model_loads_by_its_id_and_again_without_the_network(
+    hub: Hub, tiny: ModuleType, max_shard_size: str, tmp_path: Path
+) -> None:
+    model = tiny.model("gemma3-pictures")
+    model.save_pretrained(tmp_path / "saved", max_shard_size=max_shard_size)
+    hub.files = {f"inner/{path.name}": path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    for local_files_only in (False, True):
+        again = gemlens.AutoModelForImageTextToText.from_pretrained(
+            REPOSITORY, revision=COMMIT, subfolder="inner", token=TOKEN, local_files_only=local_files_only
+        )
+        for name, weight in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight), name
+    assert len(hub.gets()) == len(hub.files)  # each once
+    assert gemlens.AutoConfig.from_pretrained(REPOSITORY, revision=COMMIT, subfolder="inner") == again.config
