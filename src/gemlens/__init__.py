@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from gemlens.caches.cache import Cache as Cache
     from gemlens.caches.dynamic import DynamicCache as DynamicCache
     from gemlens.caches.static import StaticCache as StaticCache
+    from gemlens.errors import CheckpointError as CheckpointError
+    from gemlens.errors import ConfigError as ConfigError
+    from gemlens.errors import GemlensError as GemlensError
+    from gemlens.errors import InputError as InputError
+    from gemlens.errors import PictureError as PictureError
     from gemlens.models.auto import AutoConfig as AutoConfig
     from gemlens.models.auto import AutoModel as AutoModel
     from gemlens.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
@@ -46,6 +51,15 @@ if TYPE_CHECKING:
     from gemlens.models.text import Gemma3TextModel as Gemma3TextModel
     from gemlens.models.text import GemmaForCausalLM as GemmaForCausalLM
     from gemlens.models.text import GemmaModel as GemmaModel
+    from gemlens.processing.auto_image_processor import AutoImageProcessor as AutoImageProcessor
+    from gemlens.processing.auto_processor import AutoProcessor as AutoProcessor
+    from gemlens.processing.gemma3 import Gemma3Processor as Gemma3Processor
+    from gemlens.processing.image_processors import Gemma3ImageProcessor as Gemma3ImageProcessor
+    from gemlens.processing.image_processors import SiglipImageProcessor as SiglipImageProcessor
+    from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast as Gemma3ImageProcessorFast
+    from gemlens.processing.paligemma import PaliGemmaProcessor as PaliGemmaProcessor
+    from gemlens.processing.tokenizer import AutoTokenizer as AutoTokenizer
+    from gemlens.processing.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
 
 __version__ = "0.1.0"
 
@@ -53,7 +67,7 @@ _HOMES = {
     "caches.cache": ("Cache",),
     "caches.dynamic": ("DynamicCache",),
     "caches.static": ("StaticCache",),
-    "errors": ("CheckpointError", "ConfigError", "GemlensError", "InputError"),
+    "errors": ("CheckpointError", "ConfigError", "GemlensError", "InputError", "PictureError"),
     "models.auto": (
         "AutoConfig",
         "AutoModel",
@@ -75,6 +89,13 @@ _HOMES = {
         "GemmaForCausalLM",
         "GemmaModel",
     ),
+    "processing.auto_image_processor": ("AutoImageProcessor",),
+    "processing.auto_processor": ("AutoProcessor",),
+    "processing.gemma3": ("Gemma3Processor",),
+    "processing.image_processors": ("Gemma3ImageProcessor", "SiglipImageProcessor"),
+    "processing.image_processors_fast": ("Gemma3ImageProcessorFast",),
+    "processing.paligemma": ("PaliGemmaProcessor",),
+    "processing.tokenizer": ("AutoTokenizer", "GemmaTokenizerFast"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -13,6 +13,10 @@ class InputError(GemlensError, ValueError):
     """An argument of a call that cannot be acted on: a shape, an id, a combination."""
 
 
+class PictureError(InputError):
+    """A picture that is damaged, too large, of no known kind, or that may not be fetched."""
+
+
 class ConfigError(InputError):
     """A value in a model's configuration that describes no model."""
 

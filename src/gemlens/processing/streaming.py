@@ -1,0 +1,119 @@
+"""Ids -> text as it comes: what is safe to show after each token. The text is never taken back.
+
+id -> piece -> (a run of byte pieces waits for its end) -> text -> (what may begin a stop string waits) -> shown
+"""
+
+from collections.abc import Sequence
+
+from gemlens.errors import InputError
+from gemlens.processing.vocabulary import Vocabulary, id_list
+
+
+class TextStream:
+    """Decodes one answer token by token.
+
+    Bytes that spell a character come as tokens of their own, and decoding judges a run of them as a whole. So a run is
+    shown when it has ended, and all that was shown is exactly what `decode` makes of all tokens. With stop strings it
+    is that up to the first one, which is itself left out.
+
+    Args:
+        vocabulary: a tokenizer.
+        stop_strings: texts at which the answer ends; of several the one that is complete first, of those the longest.
+        skip_special_tokens: as in `decode`.
+
+    Attributes:
+        stop_string: the stop string that was met; None so far.
+
+    Raises:
+        InputError: a stop string without characters.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, stop_strings: str | Sequence[str] = (), *, skip_special_tokens: bool = True
+    ) -> None:
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise InputError(f"stop_strings={stop_strings!r}: pass texts of at least one character.")
+        self.stop_string: str | None = None
+        self._backend = vocabulary.backend_tokenizer
+        self._skip = skip_special_tokens
+        self._bytes: list[int] = []  # tokens of a run of bytes that has not ended
+        self._stops = [_Search(stop) for stop in sorted(stops, key=len, reverse=True)]
+        self._held = ""  # text that may begin a stop string
+
+    def put(self, token: int) -> str:
+        """Takes the next token; gives the text that can be shown now, often one piece, sometimes nothing.
+
+        Raises:
+            InputError: this is no id.
+        """
+        (token,) = id_list(token)
+        piece = self._backend.id_to_token(token)
+        if self.stop_string is not None or piece is None:  # `decode` passes over unknown ids, too
+            return ""
+        if _is_byte(piece):
+            self._bytes.append(token)
+            return ""
+        text = self._decode([token])
+        if not text:  # it is left out, so bytes before it and after it are one run
+            return ""
+        return self._show(self._end_of_bytes() + text)
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens come."""
+        if self.stop_string is not None:
+            return ""
+        shown = self._show(self._end_of_bytes())
+        if self.stop_string is None:
+            shown += self._held
+        self._held = ""
+        return shown
+
+    def _end_of_bytes(self) -> str:
+        run, self._bytes = self._bytes, []
+        return self._decode(run) if run else ""
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._backend.decode(tokens, skip_special_tokens=self._skip))
+
+    def _show(self, text: str) -> str:
+        """What of the text, after what is held, cannot belong to a stop string."""
+        if not self._stops:
+            return text
+        text, new = self._held + text, text
+        for count, character in enumerate(new, start=len(self._held) + 1):
+            for stop in self._stops:  # the longest first
+                if stop.step(character):
+                    self.stop_string, self._held = stop.text, ""
+                    return text[: count - len(stop.text)]
+        safe = len(text) - max(stop.matched for stop in self._stops)
+        self._held = text[safe:]
+        return text[:safe]
+
+
+class _Search:
+    """Finds a text in characters that come one by one, each looked at once (Knuth, Morris and Pratt 1977)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0  # so many characters of the text were the last ones that came
+        # [number of characters matched] -> the longest shorter match that ends at the same place
+        self._shorter = [0] * (len(text) + 1)
+        match = 0
+        for length in range(2, len(text) + 1):
+            while match and text[match] != text[length - 1]:
+                match = self._shorter[match]
+            match += text[match] == text[length - 1]
+            self._shorter[length] = match
+
+    def step(self, character: str) -> bool:
+        """Takes a character; tells whether the text ends there."""
+        while self.matched and self.text[self.matched] != character:
+            self.matched = self._shorter[self.matched]
+        self.matched += self.text[self.matched] == character
+        return self.matched == len(self.text)
+
+
+def _is_byte(piece: str) -> bool:
+    """Whether a piece stands for one byte, as in `<0xE2>`."""
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
