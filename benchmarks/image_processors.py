@@ -24,8 +24,8 @@ from PIL import Image
 from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor as TheirGemma3
 from transformers.models.siglip.image_processing_siglip import SiglipImageProcessor as TheirSiglip
 
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, FAST, SLOW, THEIRS = 25, "gemlens fast", "gemlens slow", "transformers slow"

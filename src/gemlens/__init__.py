@@ -51,15 +51,15 @@ if TYPE_CHECKING:
     from gemlens.models.text import Gemma3TextModel as Gemma3TextModel
     from gemlens.models.text import GemmaForCausalLM as GemmaForCausalLM
     from gemlens.models.text import GemmaModel as GemmaModel
-    from gemlens.processing.auto_image_processor import AutoImageProcessor as AutoImageProcessor
     from gemlens.processing.auto_processor import AutoProcessor as AutoProcessor
     from gemlens.processing.gemma3 import Gemma3Processor as Gemma3Processor
-    from gemlens.processing.image_processors import Gemma3ImageProcessor as Gemma3ImageProcessor
-    from gemlens.processing.image_processors import SiglipImageProcessor as SiglipImageProcessor
-    from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast as Gemma3ImageProcessorFast
     from gemlens.processing.paligemma import PaliGemmaProcessor as PaliGemmaProcessor
-    from gemlens.processing.tokenizer import AutoTokenizer as AutoTokenizer
-    from gemlens.processing.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
+    from gemlens.processing.pictures.auto_image_processor import AutoImageProcessor as AutoImageProcessor
+    from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor as Gemma3ImageProcessor
+    from gemlens.processing.pictures.image_processors import SiglipImageProcessor as SiglipImageProcessor
+    from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast as Gemma3ImageProcessorFast
+    from gemlens.processing.text.tokenizer import AutoTokenizer as AutoTokenizer
+    from gemlens.processing.text.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
 
 __version__ = "0.1.0"
 
@@ -89,13 +89,13 @@ _HOMES = {
         "GemmaForCausalLM",
         "GemmaModel",
     ),
-    "processing.auto_image_processor": ("AutoImageProcessor",),
+    "processing.pictures.auto_image_processor": ("AutoImageProcessor",),
     "processing.auto_processor": ("AutoProcessor",),
     "processing.gemma3": ("Gemma3Processor",),
-    "processing.image_processors": ("Gemma3ImageProcessor", "SiglipImageProcessor"),
-    "processing.image_processors_fast": ("Gemma3ImageProcessorFast",),
+    "processing.pictures.image_processors": ("Gemma3ImageProcessor", "SiglipImageProcessor"),
+    "processing.pictures.image_processors_fast": ("Gemma3ImageProcessorFast",),
     "processing.paligemma": ("PaliGemmaProcessor",),
-    "processing.tokenizer": ("AutoTokenizer", "GemmaTokenizerFast"),
+    "processing.text.tokenizer": ("AutoTokenizer", "GemmaTokenizerFast"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 import gemlens
 from gemlens.errors import InputError
 from gemlens.processing.gemma3 import Gemma3Processor
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
 from gemlens.processing.paligemma import PaliGemmaProcessor
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 PICTURES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}

@@ -4,8 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from gemlens.processing.pieces import Kind, Pieces
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.text.pieces import Kind, Pieces
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 WORDS = [
     "the",

@@ -12,9 +12,9 @@ from processor_pairs import TEMPLATE, refused
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gemlens.errors import InputError
-from gemlens.processing.chat_template import Style, write_conversation, write_gemma3, write_paligemma
-from gemlens.processing.messages import read_conversation
-from gemlens.processing.template_sandbox import TemplateRefusalError, marks
+from gemlens.processing.chat.chat_template import Style, write_conversation, write_gemma3, write_paligemma
+from gemlens.processing.chat.messages import read_conversation
+from gemlens.processing.chat.template_sandbox import TemplateRefusalError, marks
 
 TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>"}
 CONTROL = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]

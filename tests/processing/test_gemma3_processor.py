@@ -18,9 +18,9 @@ from processor_pairs import TEMPLATE, assert_same, gemma3_pair, picture, rows, w
 
 from gemlens.errors import InputError, PictureError
 from gemlens.processing.gemma3 import Gemma3Processor
-from gemlens.processing.image_processors import Gemma3ImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor
+from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 A, B = picture(1), picture(2, 9, 31)
 WIDE, TALL = picture(3, 60, 20), picture(4, 15, 50)

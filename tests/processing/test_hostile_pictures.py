@@ -17,7 +17,7 @@ from made_pictures import FORMATS, encoded, noise, photo, png_bomb, png_chunk
 from PIL import Image
 
 from gemlens.errors import PictureError
-from gemlens.processing.pictures import PictureLimits, open_picture
+from gemlens.processing.pictures.pictures import PictureLimits, open_picture
 
 MUTATIONS = 40_000
 # Everything a sentence about a damaged or refused file may say; no word of Pillow's, no address, no path.
@@ -173,7 +173,7 @@ class TestBombs:
         path.write_bytes(bomb)
         program = f"""
 import resource
-from gemlens.processing.pictures import open_picture
+from gemlens.processing.pictures.pictures import open_picture
 from gemlens.errors import PictureError
 from PIL import Image
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

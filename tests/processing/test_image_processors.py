@@ -17,11 +17,11 @@ from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProces
 from transformers.models.siglip.image_processing_siglip import SiglipImageProcessor as TheirSiglip
 
 from gemlens.errors import CheckpointError, InputError, PictureError
-from gemlens.processing.auto_image_processor import AutoImageProcessor
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
-from gemlens.processing.pictures import PictureLimits
-from gemlens.processing.pixels import Pixels, arithmetic
+from gemlens.processing.pictures.auto_image_processor import AutoImageProcessor
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
+from gemlens.processing.pictures.pictures import PictureLimits
+from gemlens.processing.pictures.pixels import Pixels, arithmetic
 
 PAN_AND_SCAN = {
     "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4,

@@ -11,9 +11,13 @@ from test_image_processors import AGGRESSIVE, MODES, PAN_AND_SCAN, SIZES
 from torch import Tensor
 
 from gemlens.errors import InputError
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast, _interpolated
-from gemlens.processing.image_settings import target_size
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.pictures.image_processors_fast import (
+    Gemma3ImageProcessorFast,
+    SiglipImageProcessorFast,
+    _interpolated,
+)
+from gemlens.processing.pictures.image_settings import target_size
 
 FAST = [SiglipImageProcessorFast, Gemma3ImageProcessorFast]
 PAIRS = [(SiglipImageProcessorFast, SiglipImageProcessor), (Gemma3ImageProcessorFast, Gemma3ImageProcessor)]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from processor_pairs import assert_same, paligemma_pair, picture, rows, without_addresses
 
 from gemlens.errors import InputError
-from gemlens.processing.image_processors import SiglipImageProcessor
 from gemlens.processing.paligemma import PaliGemmaProcessor
+from gemlens.processing.pictures.image_processors import SiglipImageProcessor
 
 A, B = picture(1), picture(2, 9, 31)
 PROMPTS = ["answer en Where is the License?", "", "caption\n\n the work", " any  person "]

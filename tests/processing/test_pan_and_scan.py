@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor as Reference
 
 from gemlens.errors import InputError
-from gemlens.processing.pan_and_scan import Box, crop_boxes
+from gemlens.processing.pictures.pan_and_scan import Box, crop_boxes
 
 REFERENCE = Reference()
 

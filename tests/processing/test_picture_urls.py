@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from made_pictures import encoded, noise
 
 from gemlens.errors import InputError, PictureError
-from gemlens.processing import picture_urls
-from gemlens.processing.picture_urls import UrlRules, fetch, is_public
-from gemlens.processing.pictures import PictureLimits, open_picture
+from gemlens.processing.pictures import picture_urls
+from gemlens.processing.pictures.picture_urls import UrlRules, fetch, is_public
+from gemlens.processing.pictures.pictures import PictureLimits, open_picture
 
 PNG = encoded(noise(6, 4))
 

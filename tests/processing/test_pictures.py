@@ -15,7 +15,7 @@ from made_pictures import FORMATS, MODES, encoded, noise, photo
 from PIL import Image, ImageOps
 
 from gemlens.errors import InputError, PictureError
-from gemlens.processing.pictures import PictureLimits, open_picture
+from gemlens.processing.pictures.pictures import PictureLimits, open_picture
 
 PICTURE = noise(6, 4)
 PNG = encoded(PICTURE)

@@ -15,10 +15,10 @@ from processor_pairs import TEMPLATE, assert_same, gemma3_pair, paligemma_pair, 
 from gemlens.errors import CheckpointError, GemlensError, InputError
 from gemlens.processing.auto_processor import AutoProcessor
 from gemlens.processing.gemma3 import Gemma3Processor
-from gemlens.processing.image_processors import Gemma3ImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast
 from gemlens.processing.paligemma import PaliGemmaProcessor
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor
+from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 A, WIDE = picture(1), picture(2, 60, 20)
 MARK = "<start_of_image>"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_vocabulary import PROBES, small_tokenizer
 
 from gemlens.errors import InputError
-from gemlens.processing.streaming import TextStream
+from gemlens.processing.text.streaming import TextStream
 
 TOKENIZER = small_tokenizer()
 IDS = st.lists(st.integers(0, len(TOKENIZER) + 2), max_size=30)

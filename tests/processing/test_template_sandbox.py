@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from processor_pairs import TEMPLATE, refused
 
 from gemlens.errors import InputError
-from gemlens.processing.template_limits import weight
-from gemlens.processing.template_sandbox import LONGEST_TEMPLATE, render
+from gemlens.processing.chat.template_limits import weight
+from gemlens.processing.chat.template_sandbox import LONGEST_TEMPLATE, render
 
 USER = {"role": "user", "content": "Who are you?"}
 

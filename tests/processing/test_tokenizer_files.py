@@ -9,8 +9,8 @@ import pytest
 from small_vocabulary import metadata, small_pieces, small_tokenizer
 
 from gemlens.errors import CheckpointError
-from gemlens.processing.tokenizer import AutoTokenizer, GemmaTokenizerFast
-from gemlens.processing.tokenizer_files import tokenizer_of_gguf
+from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.tokenizer_files import tokenizer_of_gguf
 
 BOS = 2
 

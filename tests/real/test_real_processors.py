@@ -12,9 +12,9 @@ import transformers
 from PIL import Image
 
 from gemlens.processing.gemma3 import Gemma3Processor
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
 from gemlens.processing.paligemma import LOCATIONS, SEGMENTS, PaliGemmaProcessor
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {name: ROOT / "real" / "tokenizers" / name for name in ("gemma", "gemma3")}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gemlens.processing.pieces import Kind, Pieces
-from gemlens.processing.streaming import TextStream
-from gemlens.processing.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.pieces import Kind, Pieces
+from gemlens.processing.text.streaming import TextStream
+from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "real"

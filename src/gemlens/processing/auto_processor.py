@@ -9,7 +9,7 @@ from gemlens.errors import CheckpointError
 from gemlens.processing.gemma3 import Gemma3Processor
 from gemlens.processing.paligemma import PaliGemmaProcessor
 from gemlens.processing.processor_files import class_of
-from gemlens.processing.tokenizer import GemmaTokenizerFast
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 _CLASSES = {each.__name__: each for each in (PaliGemmaProcessor, Gemma3Processor)}
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from gemlens.errors import InputError
 from gemlens.processing.arguments import TextArguments
-from gemlens.processing.chat_template import Prompt
-from gemlens.processing.rows import Lengths
+from gemlens.processing.chat.chat_template import Prompt
+from gemlens.processing.text.rows import Lengths
 
 Span = tuple[int, int]
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from gemlens.errors import InputError
 from gemlens.processing.arguments import IMAGE_NAMES
 from gemlens.processing.batch import BatchFeature
-from gemlens.processing.chat_template import Prompt, write_gemma3
+from gemlens.processing.chat.chat_template import Prompt, write_gemma3
 from gemlens.processing.encoding import FinishedRow, Tokens, around, cut, entries, lengths_of, room_of, tokens_of
 from gemlens.processing.processor import Asked, Pictures, Processor, Template, count, is_list, nested
 

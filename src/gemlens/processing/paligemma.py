@@ -9,7 +9,7 @@ from typing import Any
 
 from gemlens.errors import InputError
 from gemlens.processing.batch import BatchFeature
-from gemlens.processing.chat_template import Prompt, write_paligemma
+from gemlens.processing.chat.chat_template import Prompt, write_paligemma
 from gemlens.processing.encoding import FinishedRow, Tokens, cut, entries, lengths_of, room_of, tokens_of
 from gemlens.processing.processor import Asked, Pictures, Processor, Template, count, is_list, nested
 

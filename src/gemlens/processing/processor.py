@@ -20,10 +20,10 @@ from gemlens.errors import InputError
 from gemlens.processing import processor_files
 from gemlens.processing.arguments import FAST_IMAGE_NAMES, IMAGE_NAMES, TextArguments, merged
 from gemlens.processing.batch import BatchFeature, check_return_tensors
-from gemlens.processing.chat_template import Prompt, Style, write_conversation
+from gemlens.processing.chat.chat_template import Prompt, Style, write_conversation
+from gemlens.processing.chat.messages import is_batch
+from gemlens.processing.chat.template_sandbox import marks
 from gemlens.processing.encoding import control_tokens
-from gemlens.processing.messages import is_batch
-from gemlens.processing.template_sandbox import marks
 
 Pictures = list[list[Any]]  # by prompt
 Template = str | dict[str, str] | None

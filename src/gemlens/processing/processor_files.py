@@ -13,7 +13,7 @@ from typing import Any
 from gemlens.checkpoints.hub import Origin, read_json
 from gemlens.checkpoints.save import write_json
 from gemlens.errors import CheckpointError, InputError
-from gemlens.processing.template_sandbox import LONGEST_TEMPLATE
+from gemlens.processing.chat.template_sandbox import LONGEST_TEMPLATE
 
 CONFIG, IMAGES, TOKENIZER, MODEL = (
     "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "config.json",
@@ -75,8 +75,8 @@ def read_parts(
         InputError: neither has a setting of that name.
         CheckpointError: files are missing or damaged.
     """
-    from gemlens.processing.auto_image_processor import AutoImageProcessor
-    from gemlens.processing.tokenizer import GemmaTokenizerFast
+    from gemlens.processing.pictures.auto_image_processor import AutoImageProcessor
+    from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
     auto: Any = AutoImageProcessor  # its constructor never returns, which mypy takes for the class itself
     images = auto.from_pretrained(place, use_fast=use_fast, **where)

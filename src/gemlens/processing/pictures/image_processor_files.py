@@ -12,7 +12,7 @@ import torch
 
 from gemlens.errors import CheckpointError, InputError
 from gemlens.processing.batch import BatchFeature
-from gemlens.processing.image_settings import ImageSettings, refuse_unknown, size_of
+from gemlens.processing.pictures.image_settings import ImageSettings, refuse_unknown, size_of
 
 FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"

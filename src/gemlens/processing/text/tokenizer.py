@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, processors
 from gemlens.checkpoints.hub import Origin
 from gemlens.errors import InputError
 from gemlens.processing.batch import BatchEncoding, check_return_tensors
-from gemlens.processing.rows import Lengths, Part, Row, columns_of, pad_columns
-from gemlens.processing.sentencepiece_model import pieces_from_sentencepiece
-from gemlens.processing.tokenizer_files import read_backend, read_tokenizer, write_tokenizer
-from gemlens.processing.tokenizer_settings import (
+from gemlens.processing.text.rows import Lengths, Part, Row, columns_of, pad_columns
+from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
+from gemlens.processing.text.tokenizer_files import read_backend, read_tokenizer, write_tokenizer
+from gemlens.processing.text.tokenizer_settings import (
     ADDITIONAL,
     DEFAULTS,
     EXTRA,
@@ -32,7 +32,7 @@ from gemlens.processing.tokenizer_settings import (
     check_values,
     names_a_token,
 )
-from gemlens.processing.vocabulary import Vocabulary
+from gemlens.processing.text.vocabulary import Vocabulary
 
 # Kept out of what is saved: they describe a machine, or are written anew.
 _NOT_SAVED = {"name_or_path", "auto_map", "tokenizer_file", "vocab_file", "special_tokens_map_file", "init_inputs"}

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from gemlens.errors import InputError, PictureError
-from gemlens.processing.picture_colours import to_rgb
-from gemlens.processing.picture_files import PictureLimits, decode_file
+from gemlens.processing.pictures.picture_colours import to_rgb
+from gemlens.processing.pictures.picture_files import PictureLimits, decode_file
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gemlens.processing.picture_urls import UrlRules
+    from gemlens.processing.pictures.picture_urls import UrlRules
 
 __all__ = ["PictureLimits", "PictureSource", "open_picture"]
 
@@ -48,7 +48,7 @@ def open_picture(
             `data:` URL (RFC 2397); an http or https URL. Of an animation, the first frame.
         limits: what the picture may ask for; None: `PictureLimits()`.
         allow_urls: whether the network may be asked for http and https URLs; rules other than the usual are a
-            `gemlens.processing.picture_urls.UrlRules`.
+            `gemlens.processing.pictures.picture_urls.UrlRules`.
 
     Raises:
         InputError: `source` is of no such type or shape.
@@ -89,7 +89,7 @@ def _fetch(url: str, scheme: str, limits: PictureLimits, allow_urls: "bool | Url
         raise PictureError(f"URLs of {scheme}:// are never read; pass a path, a data: URL, or an http or https URL.")
     if allow_urls is False:
         raise PictureError("The picture is a URL, and the network is not asked unless allow_urls=True is passed.")
-    from gemlens.processing.picture_urls import UrlRules, fetch
+    from gemlens.processing.pictures.picture_urls import UrlRules, fetch
 
     return fetch(url, limits.bytes, UrlRules() if allow_urls is True else allow_urls)
 

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from PIL import Image
 
 from gemlens.errors import InputError
-from gemlens.processing.pan_and_scan import Box, crop_boxes
+from gemlens.processing.pictures.pan_and_scan import Box, crop_boxes
 
 Size = dict[str, int]
 

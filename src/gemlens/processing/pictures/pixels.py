@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from gemlens.errors import InputError
-from gemlens.processing.image_settings import ImageSettings, PanAndScan, target_size
-from gemlens.processing.picture_files import PictureLimits
-from gemlens.processing.pictures import open_picture
+from gemlens.processing.pictures.image_settings import ImageSettings, PanAndScan, target_size
+from gemlens.processing.pictures.picture_files import PictureLimits
+from gemlens.processing.pictures.pictures import open_picture
 
 if TYPE_CHECKING:
-    from gemlens.processing.picture_urls import UrlRules
+    from gemlens.processing.pictures.picture_urls import UrlRules
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FIRST, LAST = "channels_first", "channels_last"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemlens.errors import CheckpointError
-from gemlens.processing.pieces import Kind, Pieces, vocabulary_texts
+from gemlens.processing.text.pieces import Kind, Pieces, vocabulary_texts
 
 _LARGEST = 100_000_000  # bytes; Gemma's are 4 MB
 _BPE = 2

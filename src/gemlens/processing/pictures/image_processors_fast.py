@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from gemlens.errors import InputError
 from gemlens.processing.batch import BatchFeature, check_return_tensors
-from gemlens.processing.image_processor_files import ImageProcessor
-from gemlens.processing.image_processors import PAN_AND_SCAN_DEFAULTS, SHARED_DEFAULTS
-from gemlens.processing.image_settings import (
+from gemlens.processing.pictures.image_processor_files import ImageProcessor
+from gemlens.processing.pictures.image_processors import PAN_AND_SCAN_DEFAULTS, SHARED_DEFAULTS
+from gemlens.processing.pictures.image_settings import (
     FastArguments,
     Gemma3FastArguments,
     ImageSettings,
@@ -29,12 +29,12 @@ from gemlens.processing.image_settings import (
     refuse_unknown,
     target_size,
 )
-from gemlens.processing.picture_files import PictureLimits
-from gemlens.processing.pictures import open_picture
-from gemlens.processing.pixels import FIRST, LAST, flat, order_of, warn_scaled_twice
+from gemlens.processing.pictures.picture_files import PictureLimits
+from gemlens.processing.pictures.pictures import open_picture
+from gemlens.processing.pictures.pixels import FIRST, LAST, flat, order_of, warn_scaled_twice
 
 if TYPE_CHECKING:
-    from gemlens.processing.picture_urls import UrlRules
+    from gemlens.processing.pictures.picture_urls import UrlRules
 
 _FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # of Pillow's six, those that torch has
 _FAST_DEFAULTS = MappingProxyType({

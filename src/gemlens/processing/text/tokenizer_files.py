@@ -16,10 +16,10 @@ from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.hub import Origin, first_line, read_json
 from gemlens.checkpoints.save import write_json
 from gemlens.errors import CheckpointError, InputError
-from gemlens.processing.pieces import SPECIAL, pieces_from_gguf
-from gemlens.processing.sentencepiece_model import pieces_from_sentencepiece
-from gemlens.processing.special_tokens import is_text
-from gemlens.processing.tokenizer_settings import check_values
+from gemlens.processing.text.pieces import SPECIAL, pieces_from_gguf
+from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
+from gemlens.processing.text.special_tokens import is_text
+from gemlens.processing.text.tokenizer_settings import check_values
 
 TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
 CONFIG, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

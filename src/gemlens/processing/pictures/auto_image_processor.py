@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gemlens.errors import CheckpointError, InputError
-from gemlens.processing.image_processor_files import ImageProcessor, check_family, read_settings
-from gemlens.processing.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
-from gemlens.processing.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
+from gemlens.processing.pictures.image_processor_files import ImageProcessor, check_family, read_settings
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
+from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
 
 _CLASSES: dict[tuple[str, bool], type[ImageProcessor]] = {
     ("Siglip", False): SiglipImageProcessor,

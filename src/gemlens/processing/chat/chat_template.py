@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gemlens.errors import InputError
-from gemlens.processing.messages import Picture, Turn, plain_copy, read_conversation
-from gemlens.processing.template_sandbox import TemplateRefusalError, marks, render
+from gemlens.processing.chat.messages import Picture, Turn, plain_copy, read_conversation
+from gemlens.processing.chat.template_sandbox import TemplateRefusalError, marks, render
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from gemlens.errors import InputError
-from gemlens.processing.special_tokens import SpecialTokens
-from gemlens.processing.tokenizer_settings import ADDITIONAL, names_a_token
+from gemlens.processing.text.special_tokens import SpecialTokens
+from gemlens.processing.text.tokenizer_settings import ADDITIONAL, names_a_token
 
 # What `clean_up_tokenization_spaces` joins, as in the reference.
 _CLEAN = {

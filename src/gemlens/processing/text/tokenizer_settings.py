@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from gemlens.errors import InputError
-from gemlens.processing.special_tokens import PICTURES, STANDARD, as_token
+from gemlens.processing.text.special_tokens import PICTURES, STANDARD, as_token
 
 VERY_LARGE = 10**30  # `model_max_length` of a model without a limit
 DEFAULTS: Mapping[str, Any] = {

@@ -30,7 +30,7 @@ from jinja2.utils import Cycler, Namespace
 
 from gemlens.checkpoints.hub import first_line
 from gemlens.errors import InputError
-from gemlens.processing.template_limits import TEMPLATE_NAME, Budget, Stop, watched
+from gemlens.processing.chat.template_limits import TEMPLATE_NAME, Budget, Stop, watched
 
 LONGEST_TEMPLATE = 65_536  # characters; published templates have 300 to 20,000
 _DEEPEST_CALL = 50

@@ -7,7 +7,7 @@ Pillow's own `convert("RGB")`, which the reference uses, drops transparency (wha
 from PIL import Image
 
 from gemlens.errors import PictureError
-from gemlens.processing.picture_files import load, without_pillows_words
+from gemlens.processing.pictures.picture_files import load, without_pillows_words
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.processing.batch import BatchFeature, check_return_tensors
-from gemlens.processing.image_processor_files import ImageProcessor
-from gemlens.processing.image_settings import PanAndScan, Size, choice_of, refuse_unknown
-from gemlens.processing.picture_files import PictureLimits
-from gemlens.processing.pixels import FIRST, LAST, Array, flat, is_scaled, open_pixels, warn_scaled_twice
+from gemlens.processing.pictures.image_processor_files import ImageProcessor
+from gemlens.processing.pictures.image_settings import PanAndScan, Size, choice_of, refuse_unknown
+from gemlens.processing.pictures.picture_files import PictureLimits
+from gemlens.processing.pictures.pixels import FIRST, LAST, Array, flat, is_scaled, open_pixels, warn_scaled_twice
 
 if TYPE_CHECKING:
-    from gemlens.processing.picture_urls import UrlRules
+    from gemlens.processing.pictures.picture_urls import UrlRules
 
 _INPUT_ORDERS = (FIRST, LAST, "none")
 

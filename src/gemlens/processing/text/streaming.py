@@ -6,7 +6,7 @@ id -> piece -> (a run of byte pieces waits for its end) -> text -> (what may beg
 from collections.abc import Sequence
 
 from gemlens.errors import InputError
-from gemlens.processing.vocabulary import Vocabulary, id_list
+from gemlens.processing.text.vocabulary import Vocabulary, id_list
 
 
 class TextStream:

@@ -1,0 +1,1 @@
+"""Conversations -> one text: messages, templates and the sandbox that they run in."""

@@ -1,0 +1,1 @@
+"""Any picture -> pixels: opening behind limits, image processors, pan and scan."""
