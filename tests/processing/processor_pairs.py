@@ -134,7 +134,7 @@ def refused(do: Any, *arguments: Any, **named: Any) -> str:
     with pytest.raises(InputError) as caught:
         do(*arguments, **named)
     assert time.thread_time() - begin < 1
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # threads of other tests may have ended meanwhile
     assert sys.gettrace() is tracer
     sentence = str(caught.value)
     assert sentence.endswith(".")

@@ -10,12 +10,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import CO_GENERATOR
-from types import FrameType
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
+
+import jinja2
 
 SECONDS = 0.6  # of the thread's own time, for compiling and running; a usual template takes 0.001
 SECONDS_PER_WEIGHT = 2e-6  # more for long conversations, as a message takes some 0.0001
 TEMPLATE_NAME = "<chat template>"  # of the compiled code
+# Where code runs for a template: in itself, in jinja2 and here.
+_WORKSHOPS = (TEMPLATE_NAME, str(Path(jinja2.__file__).parent), str(Path(__file__).parent))
 LEAST_WEIGHT = 65_536  # characters and elements that one value may have however short the conversation is
 _TIMES = 400  # all values together may have this many times what one may have
 _BITS = 4096  # of an integer
@@ -152,6 +157,15 @@ def _learn(value: Any, known: dict[int, int]) -> int:
     return 1 + known[id(value)]
 
 
+def _is_ours(code: CodeType) -> bool:
+    """Whether a function is called for the template's sake.
+
+    Python also calls the finalizers of whatever is collected meanwhile, and generators to close them. What is raised in
+    those it drops, and it stops tracing; the next line or call of the template is soon enough.
+    """
+    return code.co_filename.startswith(_WORKSHOPS) and not code.co_flags & CO_GENERATOR
+
+
 @contextmanager
 def watched(seconds: float) -> Iterator[None]:
     """Stops what runs inside once it has run too long; restores whoever traced before.
@@ -166,9 +180,7 @@ def watched(seconds: float) -> Iterator[None]:
         events += 1
         if (over or events % 16 == 0) and time.thread_time() > end:
             over = True
-            # A generator is also entered to be closed while it is collected; what is raised there, Python drops, and it
-            # stops tracing. The next line or call is soon enough.
-            if not frame.f_code.co_flags & CO_GENERATOR or event == "line":
+            if event == "line" or _is_ours(frame.f_code):
                 raise Stop("it does not come to an end")
         # Lines are counted in the template only: loops elsewhere go over measured values, and call functions.
         return look if frame.f_code.co_filename == TEMPLATE_NAME else None
