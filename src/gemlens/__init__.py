@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor as Gemma3ImageProcessor
     from gemlens.processing.pictures.image_processors import SiglipImageProcessor as SiglipImageProcessor
     from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast as Gemma3ImageProcessorFast
-    from gemlens.processing.text.tokenizer import AutoTokenizer as AutoTokenizer
+    from gemlens.processing.text.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from gemlens.processing.text.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
 
 __version__ = "0.1.0"
@@ -95,7 +95,8 @@ _HOMES = {
     "processing.pictures.image_processors": ("Gemma3ImageProcessor", "SiglipImageProcessor"),
     "processing.pictures.image_processors_fast": ("Gemma3ImageProcessorFast",),
     "processing.paligemma": ("PaliGemmaProcessor",),
-    "processing.text.tokenizer": ("AutoTokenizer", "GemmaTokenizerFast"),
+    "processing.text.auto_tokenizer": ("AutoTokenizer",),
+    "processing.text.tokenizer": ("GemmaTokenizerFast",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,9 +10,10 @@ from hypothesis import assume, given
 from small_vocabulary import PROBES
 
 from gemlens.errors import CheckpointError
+from gemlens.processing.text.auto_tokenizer import AutoTokenizer
 from gemlens.processing.text.pieces import Kind, vocabulary_texts
 from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
-from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 sentencepiece = pytest.importorskip("sentencepiece")
 ROOT = Path(__file__).parents[2]

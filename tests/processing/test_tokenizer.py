@@ -17,7 +17,8 @@ from small_vocabulary import PROBES, small_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
 from gemlens.errors import InputError
-from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.auto_tokenizer import AutoTokenizer
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 BOS, EOS, PAD = 2, 1, 0
 

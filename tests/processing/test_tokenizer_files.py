@@ -9,7 +9,8 @@ import pytest
 from small_vocabulary import metadata, small_pieces, small_tokenizer
 
 from gemlens.errors import CheckpointError
-from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.auto_tokenizer import AutoTokenizer
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 from gemlens.processing.text.tokenizer_files import tokenizer_of_gguf
 
 BOS = 2

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import gemlens
 from gemlens.generation.generate import greedy_tokens
-from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.auto_tokenizer import AutoTokenizer
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "real" / "gemma-3-270m-q4_k_m.gguf"

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from gemlens.processing.text.auto_tokenizer import AutoTokenizer
 from gemlens.processing.text.pieces import Kind, Pieces
 from gemlens.processing.text.streaming import TextStream
-from gemlens.processing.text.tokenizer import AutoTokenizer, GemmaTokenizerFast
+from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "real"

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -20,7 +21,7 @@ PROCESSOR_FILE = "processor_config.json"
 _ASIDE = ("image_seq_length", "processor_class", "image_processor_type", "feature_extractor_type")
 
 
-class ImageProcessor:
+class ImageProcessor(ABC):
     """Pictures -> `pixel_values`. Its settings are attributes; None in one of them or in a call means "not given"."""
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -41,9 +42,9 @@ class ImageProcessor:
         """The same as `preprocess`."""
         return self.preprocess(images, *arguments, **named)
 
+    @abstractmethod
     def preprocess(self, images: Any, *arguments: Any, **named: Any) -> BatchFeature:
         """Pictures -> `pixel_values`."""
-        raise NotImplementedError
 
     def _store(self, given: Mapping[str, Any]) -> None:
         """Keeps what was given, defaults for the rest, and what a file of a checkpoint says besides."""

@@ -1,4 +1,4 @@
-"""GemmaTokenizerFast: text -> ids [B, T] and back, on the `tokenizers` library; AutoTokenizer finds it by a checkpoint.
+"""GemmaTokenizerFast: text -> ids [B, T] and back, on the `tokenizers` library.
 
     text -> backend: ids of the text alone -> rows.py: special tokens, truncation, padding -> BatchEncoding
 
@@ -370,15 +370,6 @@ class GemmaTokenizerFast(Vocabulary):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name_or_path!r}, {len(self)} tokens, padding_side={self.padding_side!r})"
-
-
-class AutoTokenizer:
-    """Finds the tokenizer of a checkpoint; all models here share one class."""
-
-    @staticmethod
-    def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **arguments: Any) -> GemmaTokenizerFast:
-        """The tokenizer of a folder or a hub repository; arguments as in `GemmaTokenizerFast.from_pretrained`."""
-        return GemmaTokenizerFast.from_pretrained(pretrained_model_name_or_path, **arguments)
 
 
 def _texts(name: str, text: Any) -> tuple[list[str], bool]:
