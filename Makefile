@@ -37,6 +37,7 @@ real: setup  ## bring the real model and tokenizers that tests marked real need 
 bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/gemma3_270m.py
 	$(BIN)/python benchmarks/image_processors.py
+	$(BIN)/python benchmarks/tokenizers_and_text.py
 
 docs: setup  ## check that the documentation's code runs and its links lead somewhere
 	$(BIN)/pytest tests/test_documentation.py
