@@ -128,13 +128,15 @@ class TestReferencesTests:
     """The reference's own tests of its processor, for ours."""
 
     def test_pan_and_scan_of_a_long_picture(self, pair: tuple[Any, Any]) -> None:
-        ours, _ = pair
-        numbers = {"do_pan_and_scan": True, "image_seq_length": 2, "pan_and_scan_min_crop_size": 10}
-        numbers.pop("image_seq_length")
+        ours, theirs = pair
+        numbers = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 10}
         found = ours(text=f"This is a test {MARK}", images=picture(5, 400, 30), return_tensors="pt", **numbers)
         assert found["pixel_values"].shape[0] == 5
         assert found.num_crops == [[4]]
         assert found["token_type_ids"].sum() == 5 * 3
+        lost = theirs(text=f"This is a test {MARK}", images=picture(5, 400, 30), return_tensors="pt", **numbers)
+        assert lost["pixel_values"].shape[0] == 5
+        assert not hasattr(lost, "num_crops")
 
     def test_special_tokens_and_pictures_must_fit(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair

@@ -182,8 +182,10 @@ class TestReferencesTests:
         assert flat == ours(images=[A, A], text=[f"<image>{text}" for text in texts])["input_ids"]
 
     def test_names_of_the_entries(self, pair: tuple[Any, Any]) -> None:
-        ours, _ = pair
-        assert {*ours(images=A, text="a")} == {*ours.model_input_names}
+        ours, theirs = pair
+        given, expected = ours(images=A, text="a"), call(theirs, {"images": A, "text": "a"})
+        assert {*given} == {*ours.model_input_names}
+        assert {*given} - {*expected} == {"token_type_ids"}  # which the reference gives only beside a suffix
 
     def test_two_hundred_line_breaks(self, pair: tuple[Any, Any]) -> None:
         ours, theirs = pair
@@ -420,6 +422,18 @@ class TestTruncation:
             assert [label for label in given["labels"][0] if label != -100] == answer
         with pytest.raises(InputError, match=f"needs {least} tokens for what may not be cut"):
             ours(**keywords, truncation=True, max_length=least - 1)
+
+    def test_a_long_suffix_loses_its_end_there_and_not_here(self, pair: tuple[Any, Any]) -> None:
+        """The reference cuts the longer of the two, which is then the answer."""
+        ours, theirs = pair
+        keywords = {"images": A, "text": "a", "suffix": "the cow " * 9}
+        whole = call(theirs, keywords)["input_ids"][0]
+        eos = ours.tokenizer.eos_token_id
+        assert whole[-1] == eos
+        shorter = {**keywords, "truncation": True, "max_length": len(whole) - 1, "truncation_side": "right"}
+        assert ours(**shorter)["input_ids"][0][-1] == eos
+        shorter.pop("truncation_side")
+        assert call(theirs, shorter)["input_ids"][0][-1] != eos
 
     def test_suffixes_are_cut_where_asked(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair

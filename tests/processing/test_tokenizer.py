@@ -207,6 +207,13 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(ours: GemmaTokenizerFast
     assert ids == (bare if bare[:1] == [BOS] else [BOS, *bare])
 
 
+def test_the_reference_gives_such_a_text_a_second_bos(
+    stored: GemmaTokenizerFast, reference: transformers.PreTrainedTokenizerBase
+) -> None:
+    assert reference.encode("<bos>the").count(BOS) == 2
+    assert stored.encode("<bos>the").count(BOS) == 1
+
+
 def test_the_own_bos_keeps_its_place_under_truncation_and_in_offsets(ours: GemmaTokenizerFast) -> None:
     given = ours("<bos>the cow", truncation=True, max_length=2, truncation_side="left", return_offsets_mapping=True)
     assert given["input_ids"] == [BOS, *ours.encode(" cow", add_special_tokens=False)]

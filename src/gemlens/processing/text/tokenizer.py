@@ -21,6 +21,7 @@ from gemlens.errors import InputError
 from gemlens.processing.batch import BatchEncoding, check_return_tensors
 from gemlens.processing.text.rows import Lengths, Part, Row, columns_of, pad_columns
 from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
+from gemlens.processing.text.texts import check_unicode, checked_seconds, checked_texts
 from gemlens.processing.text.tokenizer_files import read_backend, read_tokenizer, write_tokenizer
 from gemlens.processing.text.tokenizer_settings import (
     ADDITIONAL,
@@ -232,8 +233,8 @@ class GemmaTokenizerFast(Vocabulary):
             InputError: arguments that cannot be acted on, or rows of different lengths for a tensor.
         """
         check_return_tensors(return_tensors)
-        texts, one = _texts("text", text)
-        columns = [texts] if text_pair is None else [texts, _seconds(texts, text_pair, one)]
+        texts, one = checked_texts("text", text)
+        columns = [texts] if text_pair is None else [texts, checked_seconds(texts, text_pair, one)]
         lengths = Lengths.of(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length)
         cut_side = check_side("truncation_side", truncation_side or self.truncation_side)
         pad_side = check_side("padding_side", padding_side or self.padding_side)
@@ -315,7 +316,7 @@ class GemmaTokenizerFast(Vocabulary):
             stretches[-1] += first
             stretches += others
             tokens += [int(self.backend_tokenizer.token_to_id(match[0])) for match in found]
-        _check_unicode(stretches)
+        check_unicode(stretches)
         ids: list[int] = []
         before, after = self._around(add_special_tokens)
         for part, token in zip_longest(self._parts(stretches, True, False, ()), tokens):
@@ -370,37 +371,3 @@ class GemmaTokenizerFast(Vocabulary):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name_or_path!r}, {len(self)} tokens, padding_side={self.padding_side!r})"
-
-
-def _texts(name: str, text: Any) -> tuple[list[str], bool]:
-    """The texts, and whether it was a single one."""
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
-        shown = type(text).__name__
-        if isinstance(text, (list, tuple)):
-            shown += f" with {next(type(each).__name__ for each in text if not isinstance(each, str))} in it"
-        raise InputError(
-            f"{name} must be a text or a list of texts, but this came: {shown}. Join texts that are split into words."
-        )
-    _check_unicode(texts)
-    return list(texts), isinstance(text, str)
-
-
-def _seconds(texts: Sequence[str], text_pair: Any, one: bool) -> list[str]:
-    seconds, single = _texts("text_pair", text_pair)
-    if single != one or len(seconds) != len(texts):
-        raise InputError(
-            f"text and text_pair must be two texts or two lists of one length; {len(texts)} and {len(seconds)} came."
-        )
-    return seconds
-
-
-def _check_unicode(texts: Iterable[str]) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"The text has half a character (a lone surrogate) at position {error.start}; "
-                "read it as UTF-8, or replace it with text.encode(errors='replace').decode()."
-            ) from error
