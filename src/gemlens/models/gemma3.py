@@ -69,7 +69,7 @@ class Gemma3Model(MultimodalModel):
         """Pooling, norm and matrix."""
         return Gemma3Projector(self.config)
 
-    def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
+    def blocks(self, prompt: Prompt, shape: tuple[int, int], device: torch.device, past: int) -> Blocks | None:
         """Every picture is one block.
 
         Raises:

@@ -23,6 +23,7 @@ from gemlens.models.placement import Blocks, place
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.models.siglip import SiglipVisionModel
 from gemlens.models.text import TEXT_MODELS, TextModel, last_tokens
+from gemlens.spans import Span
 
 MultimodalConfig = PaliGemmaConfig | Gemma3Config
 
@@ -79,8 +80,19 @@ class MultimodalModel(PreTrainedModel, ABC):
         """The module from the encoder's width to the decoder's."""
 
     @abstractmethod
-    def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
+    def blocks(self, prompt: Prompt, shape: tuple[int, int], device: torch.device, past: int) -> Blocks | None:
         """Which of the [B, S] tokens see more than what stands before them."""
+
+    def span(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Span:
+        """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans and `forward`."""
+        prompt = Prompt(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, labels=labels)
+        return self._place(prompt, (len(input_ids), input_ids.shape[1]), input_ids.device).span
 
     def public_features(self, features: Tensor) -> Tensor:
         """What `get_image_features` shows of the vectors that the decoder reads."""
@@ -138,7 +150,8 @@ class MultimodalModel(PreTrainedModel, ABC):
                 f"input_ids hold picture tokens (id {self.config.image_token_index}), but no pixel_values came."
             )
         check_labels(prompt.labels, embeds.shape[:2], self.language_model.embed_tokens.num_embeddings)
-        placement = self._place(prompt, embeds, use_cache)
+        cache = self.cache_for(prompt.past_key_values, use_cache)
+        placement = self._place(prompt, (embeds.shape[0], embeds.shape[1]), embeds.device, cache)
         decoded = self.language_model.decode(embeds, placement, recording)
         shown = None if features is None else self.public_features(features)
         return Read(decoded, placement.cache, shown)
@@ -185,17 +198,18 @@ class MultimodalModel(PreTrainedModel, ABC):
         features: Tensor = self.multi_modal_projector(seen.last_hidden_state)
         return features
 
-    def _place(self, prompt: Prompt, embeds: Tensor, use_cache: bool | None) -> Placement:
-        cache = self.cache_for(prompt.past_key_values, use_cache)
+    def _place(
+        self, prompt: Prompt, shape: tuple[int, int], device: torch.device, cache: Cache | None = None
+    ) -> Placement:
         past = prompt.past_key_values.get_seq_length() if isinstance(prompt.past_key_values, Cache) else 0
-        shape = (embeds.shape[0], embeds.shape[1])
         return place(
-            embeds,
+            shape,
+            device,
             attention_mask=prompt.attention_mask,
             position_ids=prompt.position_ids,
             cache=cache,
             cache_position=prompt.cache_position,
-            blocks=self.blocks(prompt, shape, past),
+            blocks=self.blocks(prompt, shape, device, past),
             first_position=self.first_position,
         )
 
@@ -302,6 +316,16 @@ class MultimodalForConditionalGeneration(PreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, C, height, width] as rows for `inputs_embeds`, [I, tokens, D]."""
         return self.model.get_image_features(pixel_values)
+
+    def span(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Span:
+        """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans and `MultimodalModel.forward`."""
+        return self.model.span(input_ids, attention_mask, token_type_ids, labels)
 
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, image_features: Tensor

@@ -54,7 +54,7 @@ class PaliGemmaModel(MultimodalModel):
         """Divided by sqrt(D), as `inputs_embeds` are multiplied by it: the decoder reads the projector's own values."""
         return features / math.sqrt(self.config.text_config.hidden_size)
 
-    def blocks(self, prompt: Prompt, shape: tuple[int, int], past: int) -> Blocks | None:
+    def blocks(self, prompt: Prompt, shape: tuple[int, int], device: torch.device, past: int) -> Blocks | None:
         """The prompt is one block.
 
         Raises:
@@ -65,7 +65,7 @@ class PaliGemmaModel(MultimodalModel):
             return None
         scored = None if prompt.labels is None else prompt.labels != IGNORED
         if types is None:
-            no_answer = torch.ones(shape, dtype=torch.bool, device=self.device)
+            no_answer = torch.ones(shape, dtype=torch.bool, device=device)
             return Blocks(prefix=no_answer if scored is None else ~scored.cummax(1).values)
         refuse_seen_answers(prompt.labels, types, seen=0, meaning="the prompt")
         pictures = self._placeholders(prompt.input_ids, None)

@@ -27,7 +27,8 @@ class Blocks:
 
 
 def place(
-    embeds: Tensor,
+    shape: tuple[int, int],
+    device: torch.device,
     *,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -36,7 +37,7 @@ def place(
     blocks: Blocks | None = None,
     first_position: int = 0,
 ) -> Placement:
-    """Checks the arguments against [B, S, D] embeddings and derives the span.
+    """Checks the arguments against the shape [B, S] of the new tokens and derives the span.
 
     Args:
         attention_mask: [B, past + S], 0 for padding. What was cached remembers its own padding.
@@ -45,14 +46,14 @@ def place(
         blocks: see `Blocks`; None for causal text.
 
     Raises:
-        InputError: shapes that do not fit the embeddings and the cache.
+        InputError: shapes that do not fit the tokens and the cache.
     """
-    batch, length = embeds.shape[:2]
+    batch, length = shape
     past = 0 if cache is None else cache.get_seq_length()
     held = None if cache is None else cache.rows()
     if held not in (None, batch):
         raise InputError(f"The cache holds {held} rows, but {batch} came; use a new cache.")
-    real = _real_tokens(attention_mask, batch, past, length, embeds.device)
+    real = _real_tokens(attention_mask, batch, past, length, device)
     _check_cache_position(cache_position, past, length)
     position_ids = _checked_positions(position_ids, batch, length)
     segment = _segments(position_ids) if attention_mask is None and position_ids is not None else None
@@ -62,7 +63,7 @@ def place(
             "use_cache=False, or an attention_mask if it is one text."
         )
     before = 0 if cache is None else cache.real_tokens()
-    span = _span(past, length, embeds.device, real, before, blocks, segment)
+    span = _span(past, length, device, real, before, blocks, segment)
     turned_by = span.position + first_position if position_ids is None else position_ids
     return Placement(span, turned_by, cache, cache_position)
 

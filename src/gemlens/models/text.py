@@ -15,6 +15,7 @@ from gemlens.models.loss import check_labels, next_token_loss
 from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from gemlens.models.placement import place
 from gemlens.models.pretrained import PreTrainedModel
+from gemlens.spans import Span
 
 
 class TextModel(PreTrainedModel):
@@ -122,7 +123,8 @@ class TextModel(PreTrainedModel):
         """
         embeds = self.embed(input_ids, inputs_embeds)
         placement = place(
-            embeds,
+            (embeds.shape[0], embeds.shape[1]),
+            embeds.device,
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=self.cache_for(past_key_values, use_cache),
@@ -197,6 +199,18 @@ class CausalLM(PreTrainedModel):
         """The head is the embedding, unless the config says no."""
         return {"lm_head.weight": "model.embed_tokens.weight"} if self.config.tie_word_embeddings else {}
 
+    def span(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Span:
+        """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 0 for padding.
+            token_type_ids: says nothing about text.
+        """
+        return place((len(input_ids), input_ids.shape[1]), input_ids.device, attention_mask=attention_mask).span
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -226,7 +240,8 @@ class CausalLM(PreTrainedModel):
         embeds = self.model.embed(input_ids, inputs_embeds)
         check_labels(labels, embeds.shape[:2], self.config.vocab_size)
         placement = place(
-            embeds,
+            (embeds.shape[0], embeds.shape[1]),
+            embeds.device,
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=self.cache_for(past_key_values, use_cache),
