@@ -130,6 +130,7 @@ UPWARDS = {"checkpoints", "generation", "processing", "tasks"}
 MAY_CALL = {
     "checkpoints": MODELS,
     "models/pretrained.py": UPWARDS,
+    "models/generative.py": UPWARDS,
     "models/auto.py": UPWARDS,
     "models/configs/pretrained.py": UPWARDS,
 }

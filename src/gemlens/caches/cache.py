@@ -54,7 +54,7 @@ class Cache(Protocol):
         """Takes [B, K, S, H] of the new tokens of one layer; gives the [B, K, T, H] to attend to."""
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Replaces row b by the former row `beam_idx[b]`."""
+        """Replaces row b by the former row `beam_idx[b]`; their number may change."""
 
     def reset(self) -> None:
         """Forgets everything."""

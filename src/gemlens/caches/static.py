@@ -3,7 +3,7 @@
 The order of slots in a ring does not matter: the span of what they hold says who sees them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,6 @@ class _Slots:
         if self.span is None or self.span.position.shape[0] < span.position.shape[0]:
             self._widen(span)
         assert self.span is not None
-        if self.span.position.is_inference() and not torch.is_inference_mode_enabled():
-            self.span = Span(self.span.position.clone(), self.span.block.clone())
         # The first call needs nothing from the buffer. Several tokens at once need both: a ring may lose, by their
         # writing, keys that the first of them still sees.
         returns = "new" if seen == 0 else "both" if self.is_ring and len(span) > 1 else "buffer"
@@ -86,6 +84,11 @@ class StaticLayer:
         """Tokens that the buffer can hold."""
         return self.slots.size
 
+    def change(self, how: Callable[[Tensor], Tensor]) -> None:
+        """Replaces keys and values by `how` of them."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = how(self.keys), how(self.values)
+
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes [B, K, S, H] to its places; gives what the new tokens attend to."""
         writing = self.slots.writing
@@ -95,8 +98,6 @@ class StaticLayer:
             batch, heads, _, size = keys.shape
             self.keys = keys.new_zeros(batch, heads, self.slots.width, size)
             self.values = values.new_zeros(batch, heads, self.slots.width, values.shape[-1])
-        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
-            self.keys, self.values = self.keys.clone(), self.values.clone()  # else they could not be written to
         given = keys, values
         if writing.returns == "both":
             given = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
@@ -110,6 +111,12 @@ def _serves(buffer: Tensor, states: Tensor) -> bool:
     """Whether a buffer of earlier texts can be written to with states of a new one."""
     alike = (len(buffer), buffer.dtype, buffer.device) == (len(states), states.dtype, states.device)
     return alike and buffer.is_inference() == torch.is_inference_mode_enabled()
+
+
+def _reordered(states: Tensor, rows: Tensor) -> Tensor:
+    """The chosen rows, in the same memory if they fit there: compiled steps know where it is."""
+    chosen = states.index_select(0, rows)
+    return states.copy_(chosen) if chosen.shape == states.shape else chosen
 
 
 class StaticCache:
@@ -168,6 +175,7 @@ class StaticCache:
                 f"The static cache has room for {self._room} tokens; {self._seen} are held and {len(span)} came. "
                 f"Make it with max_cache_len={self._seen + len(span)} or more."
             )
+        self._leave_inference_mode()
         slots = cache_position
         if slots is None:
             slots = torch.arange(self._seen, self._seen + len(span), device=span.position.device)
@@ -176,6 +184,16 @@ class StaticCache:
         self._real = self._real + span.real_count()
         by_kind = {id(kind): keys[window] for window, kind in self._slots.items()}
         return [by_kind[id(layer.slots)] for layer in self.layers]
+
+    def _leave_inference_mode(self) -> None:
+        """Tensors that were made in it could not be written to outside."""
+        if torch.is_inference_mode_enabled():
+            return
+        for kind in self._slots.values():
+            if kind.span is not None and kind.span.position.is_inference():
+                kind.span = Span(kind.span.position.clone(), kind.span.block.clone())
+        for layer in self.layers:
+            layer.change(lambda states: states.clone() if states.is_inference() else states)
 
     def update(
         self,
@@ -188,15 +206,13 @@ class StaticCache:
         return self.layers[layer_idx].write(key_states, value_states)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Replaces row b by the former row `beam_idx[b]`."""
+        """Replaces row b by the former row `beam_idx[b]`; their number may change."""
         for kind in self._slots.values():
             kind.span = kind.span.rows(beam_idx) if kind.span is not None else None
         if isinstance(self._real, Tensor) and self._real.shape[0] > 1:
             self._real = self._real[beam_idx.to(self._real.device)]
         for layer in self.layers:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys = layer.keys.index_select(0, beam_idx.to(layer.keys.device))
-                layer.values = layer.values.index_select(0, beam_idx.to(layer.values.device))
+            layer.change(lambda states: _reordered(states, beam_idx.to(states.device)))
 
     def reset(self) -> None:
         """Forgets everything; the buffers stay."""

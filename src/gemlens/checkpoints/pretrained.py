@@ -93,6 +93,7 @@ def load_pretrained(
     fresh = _new_heads(model, weights, number_format, placing)
     fill(model, weights, layout_of(model_class), dtype=number_format, device=placing.device_of, fresh=fresh)
     config.dtype = str(number_format).removeprefix("torch.")
+    model.read_companions(origin)
     return placing.dispatch(model.eval())
 
 
@@ -105,6 +106,7 @@ def save_pretrained(model: "PreTrainedModel", folder: Path, max_shard_size: int 
     # The older key is what every version of transformers reads.
     said = {**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": dtype, "torch_dtype": dtype}
     write_json(folder / "config.json", said)
+    model.save_companions(folder)
 
 
 def layout_of(model_class: type[nn.Module]) -> Layout:

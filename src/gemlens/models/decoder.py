@@ -7,8 +7,9 @@ The residual stream has the model's dtype, except that a float16 model carries i
 65504, where float16 ends, and clipping it costs accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,7 @@ def run_layers(
     placement: Placement,
     recording: Recording,
     checkpointing: bool,
+    compiled: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Sends embeddings [B, S, D] through the layers: the last output, all inputs, all attention weights.
 
@@ -155,10 +157,17 @@ def run_layers(
     keys = [span] * len(layers) if cache is None else cache.extend(span, windows, placement.cache_position)
     views: dict[tuple[int | None, int], View] = {}
     turned = {spec: rotations(spec, placement.position_ids, dtype) for spec in set(config.ropes)}
+    stack = [
+        (layer, turned[spec], views.setdefault((window, id(key)), View(span, key, window)))
+        for layer, window, spec, key in zip(layers, windows, config.ropes, keys, strict=False)
+    ]
+    if compiled:
+        for view in views.values():
+            _ = view.mask  # made before, so that the compiled part takes tensors only
+        return _compiled_stack()(stack, hidden, cache, dtype), [], []
     inputs, attentions = [], []
-    for layer, window, spec, key in zip(layers, windows, config.ropes, keys, strict=False):
-        view = views.setdefault((window, id(key)), View(span, key, window))
-        arguments = (hidden, turned[spec], view, cache, recording.attentions, dtype)
+    for layer, rotation, view in stack:
+        arguments = (hidden, rotation, view, cache, recording.attentions, dtype)
         inputs.append(hidden)
         if checkpointing:
             hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
@@ -167,3 +176,19 @@ def run_layers(
         if weights is not None:
             attentions.append(weights)
     return hidden, inputs, attentions
+
+
+_Stack = list[tuple[nn.Module, tuple[Tensor, Tensor], View]]
+
+
+def _run_stack(stack: _Stack, hidden: Tensor, cache: Cache | None, dtype: torch.dtype) -> Tensor:
+    for layer, rotation, view in stack:
+        hidden, _ = layer(hidden, rotation, view, cache, False, dtype)
+    return hidden
+
+
+@lru_cache
+def _compiled_stack() -> Callable[[_Stack, Tensor, Cache | None, torch.dtype], Tensor]:
+    """All layers as one compiled function; on an accelerator as one CUDA graph."""
+    mode = "reduce-overhead" if torch.cuda.is_available() else None
+    return torch.compile(_run_stack, mode=mode, dynamic=False, fullgraph=True)

@@ -94,6 +94,7 @@ class Gemma3ForConditionalGeneration(MultimodalForConditionalGeneration):
     config_class = Gemma3Config
     model_class = Gemma3Model
     output_class = Gemma3CausalLMOutputWithPast
+    answer_type = 0
 
 
 class Gemma3ForSequenceClassification(PreTrainedModel):

@@ -16,6 +16,7 @@ from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config, PaliGemmaConfig
 from gemlens.models.decoder import Decoded, Placement, Recording
+from gemlens.models.generative import GenerativeModel
 from gemlens.models.layers import softcap
 from gemlens.models.loss import IGNORED, check_labels, next_token_loss
 from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
@@ -274,7 +275,7 @@ def refuse_seen_answers(
         )
 
 
-class MultimodalForConditionalGeneration(PreTrainedModel):
+class MultimodalForConditionalGeneration(GenerativeModel):
     """A multimodal model with a head over the vocabulary."""
 
     config: MultimodalConfig
@@ -327,6 +328,21 @@ class MultimodalForConditionalGeneration(PreTrainedModel):
         """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans and `MultimodalModel.forward`."""
         return self.model.span(input_ids, attention_mask, token_type_ids, labels)
 
+    def step(self, input_ids: Tensor, cache: Cache, compiled: bool = False) -> Tensor:
+        """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
+        embeds = self.language_model.embed(input_ids)
+        shape, first = (len(input_ids), input_ids.shape[1]), self.model.first_position
+        placement = place(shape, embeds.device, cache=cache, first_position=first)
+        return self._logits(self.language_model.decode(embeds, placement, Recording(), compiled).last)
+
+    @property
+    def picture_tokens(self) -> tuple[int, int]:
+        """The id that stands for a picture and how many of it one takes."""
+        return self.config.image_token_index, self.config.tokens_per_image
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return softcap(self.lm_head(hidden), self.config.text_config.softcaps[1])
+
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, image_features: Tensor
     ) -> Tensor:
@@ -368,8 +384,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel):
         )  # fmt: skip
         read = self.model.read(prompt, use_cache, self.recording(output_hidden_states, output_attentions))
         decoded = read.decoded
-        cap = self.config.text_config.softcaps[1]
-        logits = softcap(self.lm_head(last_tokens(decoded.last, logits_to_keep)), cap)
+        logits = self._logits(last_tokens(decoded.last, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = self.output_class(loss, logits, read.cache, decoded.hidden_states, decoded.attentions, read.pictures)
         return self.given(output, return_dict)

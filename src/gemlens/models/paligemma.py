@@ -80,3 +80,4 @@ class PaliGemmaForConditionalGeneration(MultimodalForConditionalGeneration):
     config_class = PaliGemmaConfig
     model_class = PaliGemmaModel
     output_class = PaliGemmaCausalLMOutputWithPast
+    answer_type = 1

@@ -21,6 +21,7 @@ from gemlens.models.decoder import Recording
 from gemlens.models.outputs import ModelOutput
 
 if TYPE_CHECKING:
+    from gemlens.checkpoints.hub import Origin
     from gemlens.models.text import TextModel
 
 Output = TypeVar("Output", bound=ModelOutput)
@@ -124,6 +125,12 @@ class PreTrainedModel(nn.Module):
         from gemlens.checkpoints.pretrained import save_pretrained
 
         save_pretrained(self, Path(save_directory), max_shard_size)
+
+    def read_companions(self, origin: "Origin") -> None:
+        """Reads what lies beside weights and config in a checkpoint, which is nothing here."""
+
+    def save_companions(self, folder: Path) -> None:
+        """Writes it."""
 
     # -- weights -------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.text import Gemma2Config, Gemma3TextConfig, GemmaConfig, TextConfig
 from gemlens.models.decoder import Decoded, DecoderLayer, Placement, Recording, run_layers
+from gemlens.models.generative import GenerativeModel
 from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding, softcap
 from gemlens.models.loss import check_labels, next_token_loss
 from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -77,11 +78,11 @@ class TextModel(PreTrainedModel):
         embeds: Tensor = self.scale_embeds(inputs_embeds)
         return embeds
 
-    def decode(self, embeds: Tensor, placement: Placement, recording: Recording) -> Decoded:
+    def decode(self, embeds: Tensor, placement: Placement, recording: Recording, compiled: bool = False) -> Decoded:
         """Sends what `embed` gives through the layers and the final norm."""
         hidden, inputs, attentions = run_layers(
             list(self.layers), self.config, self.windows, embeds, placement, recording,
-            self.gradient_checkpointing and self.training,
+            self.gradient_checkpointing and self.training, compiled,
         )  # fmt: skip
         last = self.norm(hidden).to(embeds.dtype)
         return Decoded(
@@ -178,7 +179,7 @@ def last_tokens(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
-class CausalLM(PreTrainedModel):
+class CausalLM(GenerativeModel):
     """A text model with a head over the vocabulary."""
 
     config: TextConfig
@@ -210,6 +211,15 @@ class CausalLM(PreTrainedModel):
             token_type_ids: says nothing about text.
         """
         return place((len(input_ids), input_ids.shape[1]), input_ids.device, attention_mask=attention_mask).span
+
+    def step(self, input_ids: Tensor, cache: Cache, compiled: bool = False) -> Tensor:
+        """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
+        embeds = self.model.embed(input_ids)
+        placement = place((len(input_ids), input_ids.shape[1]), embeds.device, cache=cache)
+        return self._logits(self.model.decode(embeds, placement, Recording(), compiled).last)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return softcap(self.lm_head(hidden), self.config.softcaps[1])
 
     def forward(
         self,
@@ -248,7 +258,7 @@ class CausalLM(PreTrainedModel):
             cache_position=cache_position,
         )
         decoded = self.model.decode(embeds, placement, self.recording(output_hidden_states, output_attentions))
-        logits = softcap(self.lm_head(last_tokens(decoded.last, logits_to_keep)), self.config.softcaps[1])
+        logits = self._logits(last_tokens(decoded.last, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(loss, logits, placement.cache, decoded.hidden_states, decoded.attentions)
         return self.given(output, return_dict)

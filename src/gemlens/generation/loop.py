@@ -1,0 +1,69 @@
+"""Greedy search and sampling: read, choose a token per row, until all rows have ended."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gemlens.generation.outputs import Record
+from gemlens.generation.reading import Reader
+from gemlens.generation.sampling import Chooser
+from gemlens.generation.stopping import StoppingCriteriaList
+
+
+class Streamer(Protocol):
+    """Takes tokens as they come."""
+
+    def put(self, value: Tensor) -> None:
+        """The prompt [B, S] first, then the next token of each row, [B]."""
+
+    def end(self) -> None:
+        """No more tokens come."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all loops need.
+
+    Args:
+        reader: of the model.
+        ids: [B, S], the prompts.
+        choose: the next tokens.
+        has_ended: which rows.
+        padding: fills rows that have ended.
+        record: of what else is wanted.
+        streamer: shown the tokens.
+    """
+
+    reader: Reader
+    ids: Tensor
+    choose: Chooser
+    has_ended: StoppingCriteriaList
+    padding: int
+    record: Record
+    streamer: Streamer | None = None
+
+
+def continue_rows(run: Run, copies: int = 1) -> Tensor:
+    """Continues each of B rows `copies` times: ids [B * copies, prompt + new]."""
+    reading = run.reader.prefill()
+    logits, ids = reading.logits[:, -1], run.ids
+    if copies > 1:
+        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
+        run.reader.select(rows)
+        logits, ids = logits[rows], ids[rows]
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    while True:
+        run.record.add(reading)
+        tokens, scores = run.choose(ids, logits)
+        run.record.add_choice(logits, scores)
+        tokens = tokens.masked_fill(ended, run.padding)
+        ids = torch.cat([ids, tokens.unsqueeze(1)], dim=1)
+        if run.streamer is not None:
+            run.streamer.put(tokens.cpu())
+        ended = ended | run.has_ended(ids, run.record.scores)
+        if bool(ended.all()):
+            return ids
+        reading = run.reader.step(tokens.unsqueeze(1))
+        logits = reading.logits[:, -1]

@@ -1,0 +1,121 @@
+"""One token per row: the rules of a call, applied to the logits of the next token, and the choice."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemlens.errors import InputError
+from gemlens.generation import logits as rules
+from gemlens.generation import warpers
+from gemlens.generation.config import Settings, ids_of
+from gemlens.generation.logits import LogitsProcessor, LogitsProcessorList
+
+AllowedTokens = Callable[[int, Tensor], list[int]]
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of the text of each row, in tokens, padding counted: that of the prompt, and the most there may be."""
+
+    prompt: int
+    most: int
+
+
+def processors_for(
+    settings: Settings,
+    length: Length,
+    custom: Sequence[LogitsProcessor] = (),
+    allowed_tokens: AllowedTokens | None = None,
+) -> LogitsProcessorList:
+    """The processors that settings ask for, in the reference's order: what is allowed, the caller's, the warpers."""
+    ends = settings.end_tokens
+    made = LogitsProcessorList()
+    if settings.repetition_penalty != 1.0:
+        made.append(rules.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty, settings.pad_token_id))
+    if settings.no_repeat_ngram_size:
+        made.append(rules.NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+    if settings.bad_words_ids:
+        made.append(rules.NoBadWordsLogitsProcessor(settings.bad_words_ids, ends))
+    if settings.min_length and ends and settings.min_new_tokens is None:
+        made.append(rules.MinLengthLogitsProcessor(settings.min_length, ends))
+    if settings.min_new_tokens and ends:
+        made.append(rules.MinNewTokensLengthLogitsProcessor(length.prompt, settings.min_new_tokens, ends))
+    if allowed_tokens is not None:
+        made.append(rules.PrefixConstrainedLogitsProcessor(allowed_tokens, settings.num_beams))
+    if settings.forced_bos_token_id is not None:
+        made.append(rules.ForcedBOSTokenLogitsProcessor(settings.forced_bos_token_id))
+    if settings.forced_eos_token_id is not None:
+        made.append(rules.ForcedEOSTokenLogitsProcessor(length.most, ids_of(settings.forced_eos_token_id)))
+    if settings.suppress_tokens:
+        made.append(rules.SuppressTokensLogitsProcessor(settings.suppress_tokens))
+    if settings.begin_suppress_tokens:
+        made.append(rules.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, length.prompt))
+    made += custom
+    if settings.draws:
+        made += _warpers(settings)
+    if settings.renormalize_logits:
+        made.append(rules.LogitNormalization())
+    return made
+
+
+def _warpers(settings: Settings) -> list[LogitsProcessor]:
+    # Beams need candidates that go on, even if all end tokens are among the kept ones.
+    kept = 1 if settings.num_beams == 1 else max(2, len(settings.end_tokens) + 1)
+    made: list[LogitsProcessor] = []
+    if settings.temperature != 1.0:
+        made.append(warpers.TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        made.append(warpers.TopKLogitsWarper(settings.top_k, kept))
+    if settings.top_p < 1.0:
+        made.append(warpers.TopPLogitsWarper(settings.top_p, kept))
+    if settings.min_p is not None:
+        made.append(warpers.MinPLogitsWarper(settings.min_p, kept))
+    if settings.typical_p < 1.0:
+        made.append(warpers.TypicalLogitsWarper(settings.typical_p, kept))
+    return made
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses tokens.
+
+    Args:
+        processors: change the scores first.
+        do_sample: draw; else take the most probable token.
+        generator: draws; None for torch's own.
+    """
+
+    processors: LogitsProcessorList
+    do_sample: bool = False
+    generator: torch.Generator | None = None
+
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(ids [B, S] so far, logits [B, V]) -> the next ids [B] and the scores [B, V] they were chosen by.
+
+        Raises:
+            InputError: logits that are not finite, or no token is allowed.
+        """
+        scores = self.processors(input_ids, logits)
+        best, token = scores.max(-1)
+        check_finite(best, logits)
+        if self.do_sample:
+            token = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
+        return token, scores
+
+
+def check_finite(best: Tensor, logits: Tensor) -> None:
+    """The best scores [B] must be numbers.
+
+    Raises:
+        InputError: they are not, because the logits are not, or because everything is forbidden.
+    """
+    if bool(best.isfinite().all()):
+        return
+    if bool(logits.amax(-1).isfinite().all()):
+        raise InputError("No token is allowed: bad_words_ids, suppress_tokens and the other rules forbid all of them.")
+    raise InputError(
+        "The logits are not finite: the weights are damaged, or too large for the model's dtype (use bfloat16 or "
+        "float32 instead of float16)."
+    )

@@ -1,0 +1,76 @@
+"""Sharper or flatter: functions on the scores of the next token that are used when it is drawn.
+
+As in gemlens.generation.logits; each keeps at least `min_tokens_to_keep` tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+class TemperatureLogitsWarper:
+    """Divides by the temperature: below 1 sharper, above 1 flatter."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(ids [B, S], scores [B, V]) -> scores [B, V]."""
+        return scores / self.temperature
+
+
+class TopKLogitsWarper:
+    """Keeps the `top_k` most probable tokens, and those as probable as the last of them."""
+
+    def __init__(self, top_k: int, min_tokens_to_keep: int = 1) -> None:
+        self.top_k = max(top_k, min_tokens_to_keep)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(ids [B, S], scores [B, V]) -> scores [B, V]."""
+        least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+        return scores.masked_fill(scores < least, -torch.inf)
+
+
+class TopPLogitsWarper:
+    """Keeps the fewest of the most probable tokens that have a probability of `top_p` together (arXiv 1904.09751)."""
+
+    def __init__(self, top_p: float, min_tokens_to_keep: int = 1) -> None:
+        self.top_p, self.kept = top_p, min_tokens_to_keep
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(ids [B, S], scores [B, V]) -> scores [B, V]."""
+        ordered, order = scores.sort(descending=False)
+        removed = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
+        removed[:, -self.kept :] = False
+        return scores.masked_fill(removed.scatter(1, order, removed), -torch.inf)
+
+
+class MinPLogitsWarper:
+    """Keeps tokens at least `min_p` times as probable as the most probable one (arXiv 2407.01082)."""
+
+    def __init__(self, min_p: float, min_tokens_to_keep: int = 1) -> None:
+        self.min_p, self.kept = min_p, min_tokens_to_keep
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(ids [B, S], scores [B, V]) -> scores [B, V]."""
+        probabilities = scores.softmax(-1)
+        removed = probabilities < self.min_p * probabilities.amax(-1, keepdim=True)
+        best = probabilities.topk(min(self.kept, scores.shape[-1])).indices
+        return scores.masked_fill(removed.scatter(1, best, False), -torch.inf)
+
+
+class TypicalLogitsWarper:
+    """Keeps tokens whose information is close to the expected one, with a probability of `mass` (arXiv 2202.00666)."""
+
+    def __init__(self, mass: float, min_tokens_to_keep: int = 1) -> None:
+        self.mass, self.kept = mass, min_tokens_to_keep
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(ids [B, S], scores [B, V]) -> scores [B, V]."""
+        logs = scores.log_softmax(-1)
+        entropy = -(logs * logs.exp()).nansum(-1, keepdim=True)
+        distance, order = (-logs - entropy).abs().sort()
+        together = scores.gather(1, order).softmax(-1).cumsum(-1)
+        last = (together < self.mass).sum(1, keepdim=True).clamp(max=scores.shape[1] - 1)
+        removed = distance > distance.gather(1, last)
+        removed[:, : self.kept] = False
+        return scores.masked_fill(removed.scatter(1, order, removed), -torch.inf)
