@@ -154,6 +154,14 @@ class View:
         """Whether causality and the window say everything."""
         return self.query.plain and self.key.plain
 
+    def reach(self, start: int, stop: int) -> tuple[int, int]:
+        """(first, last + 1) of the keys that queries from start to stop may see; all unless the text is plain."""
+        if not self.plain:
+            return 0, len(self.key)
+        before = len(self.key) - len(self.query)  # the queries are the last keys
+        first = 0 if self.window is None else max(0, before + start - self.window + 1)
+        return first, before + stop
+
     @property
     def _window_reaches_all(self) -> bool:
         return self.window is None or len(self.key) <= self.window

@@ -72,21 +72,25 @@ def generate(
     length = Length(len(prompt), _most_tokens(model, prompt, settings))
     _check_fit(settings, company, cache, prompt)
     cache = _cache_for(model, settings, company, length, cache)
+    # Where embeddings came, `ids` hold new tokens only, but lengths are said of the whole text.
+    unseen = len(prompt) - prompt.ids.shape[1]
+    length = Length(length.prompt - unseen, length.most - unseen)
+    settings = replace(settings, min_length=max(0, settings.min_length - unseen))
     run = _run(model, prompt, settings, company, length, cache)
-    try:
-        if run.streamer is not None:
-            run.streamer.put(prompt.ids.cpu())
-        if settings.num_beams > 1:
-            return _beam_output(run, settings, search(run, settings, length.most))
-        return _output(run, settings, _continue(run, settings, company, length))
-    finally:
-        if run.streamer is not None:
-            run.streamer.end()
+    if run.streamer is not None:
+        run.streamer.put(prompt.ids.cpu())
+    if settings.num_beams > 1:
+        return _beam_output(run, settings, search(run, settings, length.most))
+    return _output(run, settings, _continue(run, settings, company, length))
 
 
 def _continue(run: Run, settings: Settings, company: Company, length: Length) -> Tensor:
     if company.assistant is not None:
-        prompt = run.reader.prompt
+        prompt, rows = run.reader.prompt, run.reader.model.text_model().embed_tokens.num_embeddings
+        if company.assistant.text_model().embed_tokens.num_embeddings > rows:
+            raise InputError(
+                f"The assistant has more than the model's {rows} tokens; it must have the same vocabulary."
+            )
         if prompt.pixels is not None and company.assistant.picture_tokens is None:
             raise InputError(f"The assistant {type(company.assistant).__name__} cannot see the pictures of the prompt.")
         reader = Reader(company.assistant, prompt, DynamicCache(), settings.prefill_chunk_size, {})
@@ -106,10 +110,10 @@ def _run(
         if settings.return_dict_in_generate and getattr(settings, name)
     }
     compiled = company.compile and not settings.disable_compile
+    if compiled and (recorded or not (isinstance(cache, StaticCache) and cache.is_compileable)):
+        raise InputError("compile=True needs a static cache, and gives no attentions and hidden states; drop one.")
     processors = processors_for(settings, length, company.processors, company.allowed_tokens)
-    # Only new tokens are in `ids` where embeddings came, but lengths are of the whole text.
-    most = length.most - (len(prompt) - prompt.ids.shape[1])
-    criteria = stopping.StoppingCriteriaList([stopping.MaxLengthCriteria(most), *company.criteria])
+    criteria = stopping.StoppingCriteriaList([stopping.MaxLengthCriteria(length.most), *company.criteria])
     if settings.max_time is not None:
         criteria.append(stopping.MaxTimeCriteria(settings.max_time))
     if settings.end_tokens:
@@ -229,13 +233,14 @@ def _check_fit(settings: Settings, company: Company, cache: Cache | None, prompt
         InputError: they came together.
     """
     guesses = company.assistant is not None or settings.prompt_lookup_num_tokens is not None
-    static = isinstance(cache, StaticCache) or "static" in (settings.cache_implementation or "")
+    static = isinstance(cache, StaticCache) or settings.cache_implementation in ("static", "hybrid", "offloaded_static")
     recorded = settings.return_dict_in_generate and (settings.output_attentions or settings.output_hidden_states)
     wrong = {
         "several rows": guesses and len(prompt.ids) > 1,
         "num_beams": guesses and settings.num_beams > 1,
         "num_return_sequences": guesses and settings.num_return_sequences > 1,
         "use_cache=False": guesses and not settings.use_cache,
+        "inputs_embeds": company.assistant is not None and prompt.embeds is not None,
         "a static cache, which cannot forget": guesses and static,
     }
     if reasons := [name for name, is_wrong in wrong.items() if is_wrong]:

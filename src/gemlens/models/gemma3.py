@@ -107,6 +107,8 @@ class Gemma3ForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: Gemma3Config, *, attn_implementation: str | dict[str, str] | None = None) -> None:
         super().__init__(config)
+        if config.id2label is None:
+            config.num_labels = config.num_labels  # names them, as examples print names
         self.model = Gemma3Model(config)
         self.score = nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
         self.finish(attn_implementation)

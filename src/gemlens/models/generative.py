@@ -140,23 +140,32 @@ class GenerativeModel(PreTrainedModel):
                 that are not finite.
         """
         from gemlens.generation import generate
-        from gemlens.generation.config import GenerationConfig
         from gemlens.generation.reading import Prompt
+
+        try:
+            if input_ids is None and inputs_embeds is None:
+                raise InputError("There is nothing to continue: pass input_ids, or inputs_embeds.")
+            if input_ids is None:
+                assert inputs_embeds is not None
+                input_ids = torch.empty(len(inputs_embeds), 0, dtype=torch.int64, device=inputs_embeds.device)
+            company = generate.Company(
+                tuple(logits_processor or ()), tuple(stopping_criteria or ()), prefix_allowed_tokens_fn, streamer,
+                assistant_model, tokenizer, _generator(seed, generator, self.device), compile,
+            )  # fmt: skip
+            prompt = Prompt(input_ids, attention_mask, token_type_ids, pixel_values, inputs_embeds)
+            said = self._said(generation_config, settings)
+            return generate.generate(self, prompt, said.settings(), company, past_key_values)
+        finally:
+            if streamer is not None:
+                streamer.end()  # whoever reads the stream must not wait for ever
+
+    def _said(self, generation_config: "GenerationConfig | None", settings: dict[str, Any]) -> "GenerationConfig":
+        from gemlens.generation.config import GenerationConfig
 
         said = GenerationConfig(**settings)
         if generation_config is not None:
             said = said.over(generation_config)
-        if input_ids is None and inputs_embeds is None:
-            raise InputError("There is nothing to continue: pass input_ids, or inputs_embeds.")
-        if input_ids is None:
-            assert inputs_embeds is not None
-            input_ids = torch.empty(len(inputs_embeds), 0, dtype=torch.int64, device=inputs_embeds.device)
-        company = generate.Company(
-            tuple(logits_processor or ()), tuple(stopping_criteria or ()), prefix_allowed_tokens_fn, streamer,
-            assistant_model, tokenizer, _generator(seed, generator, self.device), compile,
-        )  # fmt: skip
-        prompt = Prompt(input_ids, attention_mask, token_type_ids, pixel_values, inputs_embeds)
-        return generate.generate(self, prompt, said.over(self.generation_config).settings(), company, past_key_values)
+        return said.over(self.generation_config)
 
 
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")

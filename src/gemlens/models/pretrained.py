@@ -23,6 +23,7 @@ from gemlens.models.outputs import ModelOutput
 if TYPE_CHECKING:
     from gemlens.checkpoints.hub import Origin
     from gemlens.models.text import TextModel
+    from gemlens.quantization.config import TorchAoConfig
 
 Output = TypeVar("Output", bound=ModelOutput)
 
@@ -72,6 +73,7 @@ class PreTrainedModel(nn.Module):
         torch_dtype: torch.dtype | str | None = None,
         device_map: str | int | torch.device | Mapping[str, str | int | torch.device] | None = None,
         attn_implementation: str | Mapping[str, str] | None = None,
+        quantization_config: "TorchAoConfig | Mapping[str, Any] | None" = None,
         gguf_file: str | tuple[str, str] | None = None,
         revision: str = "main",
         subfolder: str = "",
@@ -89,6 +91,9 @@ class PreTrainedModel(nn.Module):
                 is float32, as in the reference. `torch_dtype` is its older name.
             device_map: `"auto"`, one device, or a dict of module name to device (several need the accelerate package).
             attn_implementation: see the class.
+            quantization_config: a TorchAoConfig, to round the weights of linear layers to integers as each is read;
+                also as a dict. A folder that was saved from a quantized model needs none, and without a dtype has
+                the one that it was saved with. Without a dtype, int4 means bfloat16.
             gguf_file: name of a GGUF file in the folder, which then needs no other; for Gemma 3 with pictures the pair
                 (text file, mmproj file), or the text file alone if one `mmproj*.gguf` lies beside it.
             revision, subfolder, token, cache_dir, local_files_only: which files of the hub, as in huggingface_hub.
@@ -111,6 +116,7 @@ class PreTrainedModel(nn.Module):
             dtype=torch_dtype if dtype is None else dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
             gguf_file=gguf_file,
             overrides=overrides,
         )
@@ -227,6 +233,8 @@ class PreTrainedModel(nn.Module):
         if (pad := self.text_model().config.pad_token_id) is not None and pad >= rows:
             raise InputError(f"{rows} rows would cut off that of config.pad_token_id, {pad}; set another one first.")
         head = self.get_output_embeddings()
+        if head is None and "lm_head" in self._modules:
+            raise InputError("The head was replaced by one that cannot be resized; resize before that.")
         is_tied = head is not None and head.weight is embedding.weight
         std = None if mean_resizing else getattr(self.config.get_text_config(), "initializer_range", 0.02)
         embedding.weight = _resized(embedding.weight, rows, std)

@@ -6,17 +6,20 @@ from torch import nn
 
 
 def swap(model: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | None]) -> list[str]:
-    """Replaces modules of a model in place.
+    """Replaces modules of a model in place, one after the other, so that each old one's memory is free for the next.
 
     Args:
-        model: whose modules are asked for, innermost included; itself it is not replaced.
+        model: whose modules are asked for, innermost first; itself it is not replaced.
         replacement: (name, module) -> the module to put there, or None to leave it.
 
     Returns:
         Names of the modules that were replaced.
     """
-    found = [(name, new) for name, module in model.named_modules() if name and (new := replacement(name, module))]
-    for name, new in found:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
-    return [name for name, _ in found]
+    replaced = []
+    for name in [name for name, _ in model.named_modules() if name][::-1]:
+        new = replacement(name, model.get_submodule(name))
+        if new is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, new)
+            replaced.append(name)
+    return replaced[::-1]
