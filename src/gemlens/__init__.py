@@ -11,6 +11,11 @@ The way of the data, one direction, seven words:
     kernels/       number formats and their plain arithmetic
     processing/    encode, decode: people <-> numbers
     generation/    sample: the only loop
+    cli/           ask: the command line
+    pipelines/     ask: what a person has -> answers, in one call
+    visualize/     the true mask, drawn
+    utils/         one alias that the documented interface has there
+    quantization/  weights as small integers: leaves that take the place of others
     errors.py      what is refused, as sentences
 
 Names are looked up when they are first used: `import gemlens` loads neither torch nor anything else that is slow.
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
     from gemlens.models.text import Gemma3TextModel as Gemma3TextModel
     from gemlens.models.text import GemmaForCausalLM as GemmaForCausalLM
     from gemlens.models.text import GemmaModel as GemmaModel
+    from gemlens.pipelines.pipeline import pipeline as pipeline
     from gemlens.processing.auto_processor import AutoProcessor as AutoProcessor
     from gemlens.processing.gemma3 import Gemma3Processor as Gemma3Processor
     from gemlens.processing.paligemma import PaliGemmaProcessor as PaliGemmaProcessor
@@ -59,7 +65,11 @@ if TYPE_CHECKING:
     from gemlens.processing.pictures.image_processors import SiglipImageProcessor as SiglipImageProcessor
     from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast as Gemma3ImageProcessorFast
     from gemlens.processing.text.auto_tokenizer import AutoTokenizer as AutoTokenizer
+    from gemlens.processing.text.streaming import TextIteratorStreamer as TextIteratorStreamer
+    from gemlens.processing.text.streaming import TextStreamer as TextStreamer
     from gemlens.processing.text.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
+    from gemlens.quantization.config import TorchAoConfig as TorchAoConfig
+    from gemlens.visualize.visualizer import AttentionMaskVisualizer as AttentionMaskVisualizer
 
 __version__ = "0.1.0"
 
@@ -89,6 +99,7 @@ _HOMES = {
         "GemmaForCausalLM",
         "GemmaModel",
     ),
+    "pipelines.pipeline": ("pipeline",),
     "processing.pictures.auto_image_processor": ("AutoImageProcessor",),
     "processing.auto_processor": ("AutoProcessor",),
     "processing.gemma3": ("Gemma3Processor",),
@@ -96,7 +107,10 @@ _HOMES = {
     "processing.pictures.image_processors_fast": ("Gemma3ImageProcessorFast",),
     "processing.paligemma": ("PaliGemmaProcessor",),
     "processing.text.auto_tokenizer": ("AutoTokenizer",),
+    "processing.text.streaming": ("TextIteratorStreamer", "TextStreamer"),
     "processing.text.tokenizer": ("GemmaTokenizerFast",),
+    "quantization.config": ("TorchAoConfig",),
+    "visualize.visualizer": ("AttentionMaskVisualizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

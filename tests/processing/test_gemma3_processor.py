@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import socket
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class TestParity:
         [
             {},
             {"text": 3},
-            {"images": A, "text": "none"},
+            {"images": [[A], []], "text": [MARK, MARK]},
             {"images": A, "text": f"{MARK}{MARK}"},
             {"images": [A, B], "text": [MARK, MARK]},
             {"images": [[A], [B]], "text": MARK},
@@ -140,11 +141,25 @@ class TestReferencesTests:
 
     def test_special_tokens_and_pictures_must_fit(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair
-        for text in ("a", ["a", "b"], [MARK, MARK], f"{MARK}{MARK}"):
+        for text in (["a", "b"], [MARK, MARK], f"{MARK}{MARK}"):
             with pytest.raises(InputError):
                 ours(text=text, images=A)
         with pytest.raises(InputError, match="one list of pictures per text"):
             ours(text=[MARK, MARK], images=[A, B])
+
+    def test_pictures_that_a_text_does_not_name_are_refused_there_and_stand_before_it_here(
+        self, pair: tuple[Any, Any]
+    ) -> None:
+        """The Gemma 3 page has an example without `<start_of_image>`."""
+        ours, theirs = pair
+        with pytest.raises(ValueError, match="0 image tokens"):
+            theirs(images=A, text="Where is it?")
+        with pytest.warns(UserWarning, match=r"Text 1 names no picture but 1 came, so they stand before it; write"):
+            found = ours(images=A, text="Where is it?")
+        assert_same(found, theirs(images=A, text=f"{MARK}Where is it?"))
+        with pytest.warns(UserWarning, match="Text 1 names no picture but 2 came"):
+            several = ours(images=[[A, B], [A], []], text=["the work", f"a {MARK}", "b"])
+        assert_same(several, ours(images=[[A, B], [A], []], text=[f"{MARK} {MARK}the work", f"a {MARK}", "b"]))
 
     def test_flat_and_nested_pictures_are_the_same_pixels(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair
@@ -227,7 +242,8 @@ class TestArguments:
             ({"text": f"{MARK}<image_soft_token>"}, "stands for a part of a picture"),
             ({"images": 3}, "A int is no picture"),
             ({"images": "nowhere.png"}, "does not exist"),
-            ({"images": "https://example.com/a.png"}, "allow_urls=True"),
+            ({"images": "https://example.com/a.png", "allow_urls": False}, "allow_urls=False"),
+            ({"images": "http://127.0.0.1/a.png"}, "not public"),
             ({"device": "cpu"}, "no argument 'device'"),
         ],
         ids=without_addresses,
@@ -416,12 +432,18 @@ class TestChats:
     def test_the_network_is_asked_only_if_allowed(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair
         chat = [{"role": "user", "content": [{"type": "image", "url": "https://127.0.0.1:9/a.png"}]}]
-        with pytest.raises(PictureError, match="allow_urls=True"):
+        with pytest.raises(PictureError, match="allow_urls=False"):
+            ours.apply_chat_template(chat, tokenize=True, allow_urls=False)
+        with pytest.raises(PictureError, match="not public"):
             ours.apply_chat_template(chat, tokenize=True)
-        with pytest.raises(PictureError) as caught:
-            ours.apply_chat_template(chat, tokenize=True, allow_urls=True)
-        assert "allow_urls" not in str(caught.value)
         assert ours.apply_chat_template(chat).count(MARK) == 1
+
+    def test_urls_in_words_are_never_fetched(self, pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, _ = pair
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it looked up a name"))
+        chat = [message("user", "https://example.com/a.png"), message("assistant", "data:image/png;base64,")]
+        assert "pixel_values" not in ours.apply_chat_template(chat, tokenize=True, return_dict=True)
+        assert "pixel_values" not in ours(text="https://example.com/a.png")
 
     def test_a_place_without_a_picture_is_text_only(self, pair: tuple[Any, Any]) -> None:
         ours, _ = pair

@@ -242,10 +242,10 @@ class TestKindsOfInput:
     def test_limits_and_urls_are_passed_on(self, processor: type) -> None:
         with pytest.raises(PictureError, match="at most 65535 x 65535 and 5 pixels"):
             processor()(noise(4, 4), limits=PictureLimits(pixels=5))
-        with pytest.raises(PictureError, match="unless allow_urls=True"):
-            processor()("http://example.com/cat.png")
+        with pytest.raises(PictureError, match="allow_urls=False"):
+            processor()("http://example.com/cat.png", allow_urls=False)
         with pytest.raises(PictureError, match="not public"):
-            processor()("http://127.0.0.1/cat.png", allow_urls=True)
+            processor()("http://127.0.0.1/cat.png")
 
     @pytest.mark.parametrize("processor", SLOW)
     def test_results_as_lists_arrays_and_tensors(self, processor: type) -> None:

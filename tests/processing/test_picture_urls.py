@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_pictures import encoded, noise
+from transformers.image_utils import load_image
 
 from gemlens.errors import InputError, PictureError
 from gemlens.processing.pictures import picture_urls
@@ -74,11 +75,11 @@ def test_other_schemes_are_never_asked(url: str) -> None:
             open_picture(url, allow_urls=allow)
 
 
-def test_no_network_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it looked up a name"))
     for url in ("http://example.com/a.png", "HTTPS://example.com/a.png"):
-        with pytest.raises(PictureError, match="unless allow_urls=True is passed"):
-            open_picture(url)
+        with pytest.raises(PictureError, match="allow_urls=False forbids to ask"):
+            open_picture(url, allow_urls=False)
 
 
 def test_public_addresses() -> None:
@@ -224,12 +225,25 @@ def test_pictures_arrive(server: http.server.ThreadingHTTPServer, path: str) -> 
     assert server.RequestHandlerClass.asked[-1][1] == f"127.0.0.1:{server.server_port}"
 
 
+def test_addresses_of_the_own_network_are_asked_there_and_not_here(
+    server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")  # the reference would ask a proxy
+    url = f"http://127.0.0.1:{server.server_port}/png"
+    assert load_image(url).size == (6, 4)
+    assert server.RequestHandlerClass.asked
+    server.RequestHandlerClass.asked.clear()
+    with pytest.raises(PictureError, match="not public"):
+        open_picture(url)
+    assert not server.RequestHandlerClass.asked
+
+
 def test_through_the_door(server: http.server.ThreadingHTTPServer) -> None:
     place = f"127.0.0.1:{server.server_port}"
     rules = UrlRules(private_hosts=(place,))
     assert open_picture(f"http://{place}/png", allow_urls=rules).size == (6, 4)
     with pytest.raises(PictureError, match="not public"):
-        open_picture(f"http://{place}/png", allow_urls=True)
+        open_picture(f"http://{place}/png")
     with pytest.raises(PictureError, match="has more than 9 bytes"):
         open_picture(f"http://{place}/png", PictureLimits(bytes=9), allow_urls=rules)
     with pytest.raises(PictureError, match=r"The picture of the URL is no picture that is read here"):

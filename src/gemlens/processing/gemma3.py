@@ -5,7 +5,9 @@ prompt -> [pan and scan: one mark per crop] -> each mark with blank lines around
 pictures -> pixel_values [I, 3, height, width], each picture before its crops
 """
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from gemlens.errors import InputError
@@ -87,7 +89,8 @@ class Gemma3Processor(Processor):
         Args:
             images: one picture; a list of pictures, all of one text; or a list of lists, one per text, empty or None
                 for a text without. A picture is whatever `open_picture` takes.
-            text: one text or a list, with `<start_of_image>` where a picture belongs; None: the pictures alone.
+            text: one text or a list, with `<start_of_image>` where a picture belongs; where a text has none, its
+                pictures stand in front, with a warning. None: the pictures alone.
             keywords: of the text (`padding`, `truncation`, `max_length`, `padding_side`, `return_tensors` and what else
                 `TextArguments` lists), of the pictures (`do_pan_and_scan` and what else the image processor takes), or
                 both in `text_kwargs` and `images_kwargs`.
@@ -104,7 +107,7 @@ class Gemma3Processor(Processor):
         if images is not None and pictures is None:
             pictures = [list(images) if is_list(images) else [images]]
         if text is None:
-            text = [" ".join([self.boi_token] * len(each)) for each in pictures or []]
+            text = [self._marks(len(each)) for each in pictures or []]
         prompts = self._prompts(text, asked.text.split_special_tokens)
         pictures = pictures if pictures is not None else [[] for _ in prompts]
         if len(pictures) != len(prompts):
@@ -112,7 +115,24 @@ class Gemma3Processor(Processor):
                 f"{count(len(prompts), 'text')} and pictures for {len(pictures)} came; pass one list of pictures per "
                 "text, as in images=[[first], [second, third]]."
             )
-        return self._batch(prompts, pictures, asked)
+        return self._batch(self._naming(prompts, pictures), pictures, asked)
+
+    def _marks(self, pictures: int) -> str:
+        return " ".join([self.boi_token] * pictures)
+
+    def _naming(self, prompts: list[Prompt], pictures: Pictures) -> list[Prompt]:
+        """The prompts, with marks in front of those that name no picture although some came."""
+        named = list(prompts)
+        for number, (prompt, each) in enumerate(zip(prompts, pictures, strict=True)):
+            if each and self.boi_token not in prompt.text:
+                warnings.warn(
+                    f"Text {number + 1} names no picture but {len(each)} came, so they stand before it; write "
+                    f"'{self.boi_token}' where a picture belongs.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                named[number] = replace(prompt, text=self._marks(len(each)) + prompt.text)
+        return named
 
     def _batch(self, prompts: list[Prompt], pictures: Pictures, asked: Asked) -> Gemma3Batch:
         for number, (prompt, each) in enumerate(zip(prompts, pictures, strict=True)):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 from gemlens.checkpoints.hub import Origin
 from gemlens.errors import InputError
 from gemlens.processing import processor_files
-from gemlens.processing.arguments import FAST_IMAGE_NAMES, IMAGE_NAMES, TextArguments, merged
+from gemlens.processing.arguments import FAST_IMAGE_NAMES, IMAGE_NAMES, TEXT_NAMES, TextArguments, merged
 from gemlens.processing.batch import BatchFeature, check_return_tensors
 from gemlens.processing.chat.chat_template import Prompt, Style, write_conversation
 from gemlens.processing.chat.messages import is_batch
@@ -169,8 +169,8 @@ class Processor(ABC):
             tools: passed to the template.
             documents: passed to the template.
             keywords: arguments of a call, such as `do_pan_and_scan`, `padding` or `return_tensors`;
-                `allow_urls=True` lets pictures be fetched; `split_special_tokens=False` lets control tokens that are
-                written out in a message act as such; variables that the template names.
+                `allow_urls=False` keeps pictures from being fetched; `split_special_tokens=False` lets control tokens
+                that are written out in a message act as such; variables that the template names.
 
         Returns:
             A text, or one per conversation; with `tokenize` rows of ids [B][T] or a tensor, or a BatchFeature.
@@ -248,8 +248,12 @@ class Processor(ABC):
         return Asked(text, images, masks)
 
     def _takes(self, name: str) -> bool:
-        fields = TextArguments.__dataclass_fields__
-        return name in fields or name in self._all_image_names or name.endswith("_kwargs")
+        return name in self.argument_names or name.endswith("_kwargs")
+
+    @property
+    def argument_names(self) -> list[str]:
+        """Names of the keywords that a call takes."""
+        return [*(name for name in TEXT_NAMES if name not in self._without), *self._all_image_names]
 
     @property
     def _all_image_names(self) -> list[str]:

@@ -98,7 +98,7 @@ class SiglipImageProcessor(_SlowImageProcessor):
         image_mean: float | list[float] | None = None, image_std: float | list[float] | None = None,
         return_tensors: str | None = None, data_format: str | None = FIRST, input_data_format: str | None = None,
         do_convert_rgb: bool | None = None, *, limits: PictureLimits | None = None,
-        allow_urls: "bool | UrlRules" = False, **misspelt: Any,
+        allow_urls: "bool | UrlRules" = True, **misspelt: Any,
     ) -> BatchFeature:  # fmt: skip
         """Pictures -> `pixel_values`.
 
@@ -205,7 +205,7 @@ class Gemma3ImageProcessor(_SlowImageProcessor):
         do_convert_rgb: bool | None = None, do_pan_and_scan: bool | None = None,
         pan_and_scan_min_crop_size: int | None = None, pan_and_scan_max_num_crops: int | None = None,
         pan_and_scan_min_ratio_to_activate: float | None = None, *, limits: PictureLimits | None = None,
-        allow_urls: "bool | UrlRules" = False, **misspelt: Any,
+        allow_urls: "bool | UrlRules" = True, **misspelt: Any,
     ) -> BatchFeature:  # fmt: skip
         """Pictures -> `pixel_values` and `num_crops`: each picture is followed by its crops, then comes the next.
 

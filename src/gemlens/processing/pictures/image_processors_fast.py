@@ -67,7 +67,7 @@ class SiglipImageProcessorFast(ImageProcessor):
         self._store(settings)
 
     def preprocess(
-        self, images: Any, *, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = False,
+        self, images: Any, *, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = True,
         **settings: Unpack[FastArguments],
     ) -> BatchFeature:  # fmt: skip
         """Pictures -> `pixel_values`.
@@ -152,7 +152,7 @@ class Gemma3ImageProcessorFast(SiglipImageProcessorFast):
         return _crops(images, PanAndScan.of(*chosen))
 
     def preprocess(
-        self, images: Any, *, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = False,
+        self, images: Any, *, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = True,
         **settings: Unpack[Gemma3FastArguments],
     ) -> BatchFeature:  # fmt: skip
         """Pictures -> `pixel_values` and `num_crops`: each picture is followed by its crops, then comes the next.

@@ -37,7 +37,7 @@ _CHANNELS = (3, 1, 4, 2)  # the likelier number first, where both ends of an arr
 
 
 def open_picture(
-    source: PictureSource, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = False
+    source: PictureSource, limits: PictureLimits | None = None, allow_urls: "bool | UrlRules" = True
 ) -> Image.Image:
     """The picture as it would be seen, decoded: mode RGB, upright as its EXIF data says, on white where transparent.
 
@@ -47,8 +47,8 @@ def open_picture(
             bytes of a PNG, JPEG, WebP, GIF, BMP or TIFF file or an open file of them, read from its beginning; a
             `data:` URL (RFC 2397); an http or https URL. Of an animation, the first frame.
         limits: what the picture may ask for; None: `PictureLimits()`.
-        allow_urls: whether the network may be asked for http and https URLs; rules other than the usual are a
-            `gemlens.processing.pictures.picture_urls.UrlRules`.
+        allow_urls: whether the network may be asked for http and https URLs, False where strangers name them; rules
+            other than the usual are a `gemlens.processing.pictures.picture_urls.UrlRules`.
 
     Raises:
         InputError: `source` is of no such type or shape.
@@ -88,7 +88,7 @@ def _fetch(url: str, scheme: str, limits: PictureLimits, allow_urls: "bool | Url
     if scheme not in ("http", "https"):
         raise PictureError(f"URLs of {scheme}:// are never read; pass a path, a data: URL, or an http or https URL.")
     if allow_urls is False:
-        raise PictureError("The picture is a URL, and the network is not asked unless allow_urls=True is passed.")
+        raise PictureError("The picture is a URL, but allow_urls=False forbids to ask the network; pass a file.")
     from gemlens.processing.pictures.picture_urls import UrlRules, fetch
 
     return fetch(url, limits.bytes, UrlRules() if allow_urls is True else allow_urls)

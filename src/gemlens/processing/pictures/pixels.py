@@ -88,7 +88,7 @@ def _flat(images: Any, depth: int) -> Iterator[Any]:
 
 def open_pixels(
     picture: Any, convert_rgb: bool, order: str | None = None, limits: PictureLimits | None = None,
-    allow_urls: "bool | UrlRules" = False,
+    allow_urls: "bool | UrlRules" = True,
 ) -> Pixels:  # fmt: skip
     """A picture of any kind, with 1 or 3 channels; with 3 if it shall be converted.
 

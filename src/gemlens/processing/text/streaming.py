@@ -1,12 +1,22 @@
 """Ids -> text as it comes: what is safe to show after each token. The text is never taken back.
 
 id -> piece -> (a run of byte pieces waits for its end) -> text -> (what may begin a stop string waits) -> shown
+
+`TextStreamer` and `TextIteratorStreamer` do that for `generate(streamer=...)`: they print the text, or hand it over to
+another thread.
 """
 
 from collections.abc import Sequence
+from queue import Queue
+from typing import TYPE_CHECKING, Self
+
+from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.processing.text.vocabulary import Vocabulary, id_list
+
+if TYPE_CHECKING:
+    from gemlens.processing.processor import Processor
 
 
 class TextStream:
@@ -117,3 +127,126 @@ class _Search:
 def _is_byte(piece: str) -> bool:
     """Whether a piece stands for one byte, as in `<0xE2>`."""
     return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+# -- for generate ------------------------------------------------------------------------------------------------------
+
+
+class TextStreamer:
+    """Prints an answer while it is generated: `model.generate(**inputs, streamer=TextStreamer(tokenizer))`.
+
+    All that is printed, but for the line break at the end, is what `decode` makes of all tokens. A streamer can be used
+    again when its answer has ended. Overwrite `on_finalized_text` to do something else with the text.
+
+    Args:
+        tokenizer: a tokenizer, or a processor, whose tokenizer is used.
+        skip_prompt: whether to leave out the prompt.
+        skip_special_tokens: as in `decode`.
+        clean_up_tokenization_spaces: only False, as that would take back what was shown.
+
+    Raises:
+        InputError: this is no tokenizer, or `clean_up_tokenization_spaces` is True.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Vocabulary | Processor",
+        skip_prompt: bool = False,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> None:
+        found = getattr(tokenizer, "tokenizer", tokenizer)
+        if not isinstance(found, Vocabulary):
+            raise InputError(f"A {type(tokenizer).__name__} came as tokenizer; pass a tokenizer or a processor.")
+        if clean_up_tokenization_spaces:
+            raise InputError("clean_up_tokenization_spaces=True takes spaces back, but what was shown stays; leave it.")
+        self.tokenizer = found
+        self.skip_prompt = skip_prompt
+        self._skip_special = skip_special_tokens
+        self._start()
+
+    def _start(self) -> None:
+        self._stream = TextStream(self.tokenizer, skip_special_tokens=self._skip_special)
+        self._prompt_comes = True
+
+    def put(self, value: Tensor) -> None:
+        """Takes ids, [1, S] or [S]: the prompt first, then what is generated.
+
+        Raises:
+            InputError: several rows came.
+        """
+        if value.dim() > 1 and value.shape[0] > 1:
+            raise InputError(
+                f"{value.shape[0]} answers are generated together, but one can be streamed; pass one prompt, and no "
+                "num_beams or num_return_sequences."
+            )
+        prompt_comes, self._prompt_comes = self._prompt_comes, False
+        if prompt_comes and self.skip_prompt:
+            return
+        text = "".join(self._stream.put(token) for token in value.flatten().tolist())
+        if text:
+            self.on_finalized_text(text)
+
+    def end(self) -> None:
+        """Shows what waited; the next `put` begins another answer."""
+        text = self._stream.finish()
+        self._start()
+        self.on_finalized_text(text, stream_end=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Takes text that will not change any more; with `stream_end` the last, which may be empty."""
+        print(text, flush=True, end="\n" if stream_end else "")
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Hands an answer over to another thread while it is generated; that one reads `for text in streamer`.
+
+        thread = Thread(target=model.generate, kwargs={**inputs, "streamer": streamer})
+
+    `generate` ends the stream even when it fails, so that the reader never waits in vain.
+
+    Args:
+        tokenizer: as in `TextStreamer`.
+        skip_prompt: as in `TextStreamer`.
+        timeout: seconds that the reader waits for the next text, after which `queue.Empty` is raised; None: forever.
+        skip_special_tokens: as in `decode`.
+        clean_up_tokenization_spaces: only False.
+
+    Raises:
+        InputError: as in `TextStreamer`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Vocabulary | Processor",
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            skip_prompt,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+        self.timeout = timeout
+        self.text_queue: Queue[str | None] = Queue()  # None: the answer has ended
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Puts the text where the reader takes it."""
+        if text:
+            self.text_queue.put(text)
+        if stream_end:
+            self.text_queue.put(None)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        text = self.text_queue.get(timeout=self.timeout)
+        if text is None:
+            raise StopIteration
+        return text
