@@ -35,11 +35,13 @@ real: setup  ## bring the real model and tokenizers that tests marked real need 
 	$(BIN)/python tests/real/bring.py
 
 bench: real  ## run the benchmarks, side by side with their peers
-	$(BIN)/python benchmarks/gemma3_270m.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/image_processors.py
 	$(BIN)/python benchmarks/tokenizers_and_text.py
 
-docs: setup  ## check that the documentation's code runs and its links lead somewhere
+docs: setup  ## write docs/cli from the app, check that the documentation's code runs and its links lead somewhere
+	$(BIN)/python -m gemlens.cli.help_pages docs/cli
 	$(BIN)/pytest tests/test_documentation.py
 
 clean:  ## remove .venv and caches

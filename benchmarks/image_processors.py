@@ -2,38 +2,29 @@
 
     .venv/bin/python benchmarks/image_processors.py
 
-All libraries run in turns, A B C A B C, so that a drift of the machine hits each. Figures are medians over the rounds,
-with the least and the greatest; a ratio is taken round by round: above 1, gemlens' fast processor is faster. Before
-anything is measured, the results are compared. The result goes to benchmarks/results/, with date, commit and machine.
+Before anything is measured, the results are compared.
 """
 
-import datetime
-import json
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
 import transformers
 from PIL import Image
+from report import Claim, write
 from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor as TheirGemma3
 from transformers.models.siglip.image_processing_siglip import SiglipImageProcessor as TheirSiglip
 
 from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor, SiglipImageProcessor
 from gemlens.processing.pictures.image_processors_fast import Gemma3ImageProcessorFast, SiglipImageProcessorFast
 
-ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, FAST, SLOW, THEIRS = 25, "gemlens fast", "gemlens slow", "transformers slow"
 PAN_AND_SCAN = {
     "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4,
     "pan_and_scan_min_ratio_to_activate": 1.2,
 }  # fmt: skip
-Figures = dict[str, list[float]]
 Action = Callable[[], torch.Tensor]
 
 
@@ -76,54 +67,24 @@ def compare(actions: dict[str, Action]) -> None:
     assert (fast - theirs).abs().mean() <= 5e-3
 
 
-def measure() -> dict[str, Figures]:
-    """Claim -> milliseconds per library."""
-    results: dict[str, Figures] = {}
+def measure() -> list[Claim]:
+    claims = []
     for what, actions in cases().items():
         compare(actions)
-        figures: Figures = {name: [] for name in actions}
+        figures: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(ROUNDS):
             for name, action in actions.items():
                 started = time.perf_counter()
                 action()
                 figures[name].append((time.perf_counter() - started) * 1e3)
-        results[what] = figures
-    return results
-
-
-def table(results: dict[str, Figures]) -> list[str]:
-    lines = [f"| what | library | median | least | greatest | it / {FAST}, median |", "|---|---|---|---|---|---|"]
-    for what, figures in results.items():
-        for name, values in figures.items():
-            ratios = [other / ours for ours, other in zip(figures[FAST], values, strict=True)]
-            numbers = [f"{number:.3g} ms" for number in (statistics.median(values), min(values), max(values))]
-            lines.append(f"| {what} | {name} | {' | '.join(numbers)} | {statistics.median(ratios):.3g} |")
-    return lines
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        claims.append(Claim(what, "ms", figures))
+    return claims
 
 
 def main() -> None:
     transformers.logging.set_verbosity_error()
-    results = measure()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    today = datetime.date.today().isoformat()
-    machine = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, Pillow {PIL.__version__}"
-    lines = [
-        "# Image processors", "", f"{today}, commit {commit.strip()}, {machine}; {ROUNDS} rounds;",
-        f"transformers {transformers.__version__}.",
-        "Made by `.venv/bin/python benchmarks/image_processors.py`.", "", *table(results),
-    ]  # fmt: skip
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{today}-image_processors.md").write_text("\n".join(lines) + "\n")
-    (folder / f"{today}-image_processors.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(lines))
+    notes = f"{ROUNDS} rounds; transformers {transformers.__version__}, Pillow {PIL.__version__}"
+    print(write("image_processors", "Image processors", measure(), notes))
 
 
 if __name__ == "__main__":

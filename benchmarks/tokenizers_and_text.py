@@ -1,27 +1,18 @@
 """The real Gemma 3 tokenizer on this machine, beside the `tokenizers` library itself and transformers.
 
-    make real && .venv/bin/python benchmarks/tokenizers_and_text.py
-
-All run in turns, so that a drift of the machine hits all. Figures are medians over the rounds, with the least and the
-greatest; a ratio is taken round by round. The result goes to benchmarks/results/, with date, commit and machine.
+make real && .venv/bin/python benchmarks/tokenizers_and_text.py
 """
 
-import datetime
-import json
-import statistics
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import transformers
-from gemma3_270m import processor
+from report import ROOT, Claim, write
 from tokenizers import Tokenizer
 
 from gemlens import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT / "real"
 FOLDER = REAL / "tokenizers" / "gemma3"
 GGUF = "gemma-3-270m-q4_k_m.gguf"
@@ -41,7 +32,7 @@ def texts() -> dict[str, str]:
     return {"prose": ((ROOT / "LICENSE").read_text() * 10)[:TEXT_BYTES], "code": code[:TEXT_BYTES]}
 
 
-def measure() -> dict[str, dict[str, list[float]]]:
+def measure() -> list[Claim]:
     file = str(FOLDER / "tokenizer.json")
     ours, library = AutoTokenizer.from_pretrained(FOLDER), Tokenizer.from_file(file)
     theirs = transformers.AutoTokenizer.from_pretrained(FOLDER)
@@ -74,33 +65,13 @@ def measure() -> dict[str, dict[str, list[float]]]:
                     action()
             for name, action in actions.items():
                 results[job][name].append(milliseconds(action))
-    return results
-
-
-def table(results: dict[str, dict[str, list[float]]]) -> list[str]:
-    lines = ["| what | library | median | least | greatest | it / gemlens, median |", "|---|---|---|---|---|---|"]
-    for job, figures in results.items():
-        for name, values in figures.items():
-            ratios = [other / ours for ours, other in zip(figures["gemlens"], values, strict=True)]
-            numbers = [f"{number:.3g} ms" for number in (statistics.median(values), min(values), max(values))]
-            lines.append(f"| {job} | {name} | {' | '.join(numbers)} | {statistics.median(ratios):.3g} |")
-    return lines
+    return [Claim(job, "ms", figures) for job, figures in results.items()]
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    results = measure()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    today = datetime.date.today().isoformat()
-    lines = [
-        "# The tokenizer of Gemma 3", "", f"{today}, commit {commit.strip()}, {processor()}; {ROUNDS} rounds.",
-        "Made by `make real && .venv/bin/python benchmarks/tokenizers_and_text.py`.", "", *table(results),
-    ]  # fmt: skip
-    name = f"{today}-tokenizers_and_text"
-    folder = ROOT / "benchmarks" / "results"
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
-    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(lines))
+    notes = f"{ROUNDS} rounds; transformers {transformers.__version__}"
+    print(write("tokenizers_and_text", "The tokenizer of Gemma 3", measure(), notes))
 
 
 if __name__ == "__main__":
