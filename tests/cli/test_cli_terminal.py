@@ -38,6 +38,7 @@ def test_a_chat_with_interruptions_a_picture_a_reset_and_an_end(checkpoint: Fold
         terminal.wait_for("(Forgotten.)\n> ")
         terminal.send(f"/save {saved}\n")
         terminal.wait_for("(Saved to ")
+        terminal.wait_for("\n> ")  # before readline waits for keys, Ctrl-D would be lost
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
     assert "Traceback" not in terminal.screen

@@ -356,7 +356,7 @@ def test_texts_and_classes_that_cannot_be_acted_on_are_refused(writes: Any, chec
     for wrong in (None, 3, [], ["a", 3], [["a"]]):
         with pytest.raises(InputError, match="came; pass a text, messages"):
             writes(wrong)
-    with pytest.raises(InputError, match="use the task 'image-text-to-text'"):
+    with pytest.raises(InputError, match="has pictures, and this model reads text only"):
         writes([{"role": "user", "content": [{"type": "image"}]}])
     classifier = gemlens.pipeline(model=checkpoint("gemma3-classifier"), device=-1)
     for inputs, keywords, sentence in (

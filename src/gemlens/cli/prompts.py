@@ -151,24 +151,9 @@ class Reader:
         if self.processor is None:
             if any(message.pictures for message in messages):
                 self.check_takes_pictures()
-            return Inputs(_text_conversation(self.tokenizer, written))
+            ids = self.tokenizer.apply_chat_template(written, return_tensors="pt", add_generation_prompt=True)
+            return Inputs(ids)
         batch = self.processor.apply_chat_template(
             written, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
         return Inputs(batch["input_ids"], batch.get("pixel_values"))
-
-
-def _text_conversation(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> "Tensor":
-    """As `Processor.apply_chat_template`, for a model that has a tokenizer only."""
-    import torch
-
-    from gemlens.processing.chat.chat_template import Style, write_conversation, write_gemma3
-    from gemlens.processing.encoding import around, control_tokens, tokens_of
-
-    stored = tokenizer.chat_template
-    template = stored.get("default") if isinstance(stored, dict) else stored
-    named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    style = Style(template, write_gemma3, named, control_tokens(tokenizer), add_generation_prompt=True)
-    tokens = tokens_of(tokenizer, write_conversation(messages, style))
-    before, _ = around(tokenizer, tokens, add_special_tokens=True)
-    return torch.tensor([(before + tokens).ids])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -102,5 +103,7 @@ class StopStringCriteria:
         return torch.tensor([self._is_complete(row) for row in tail], device=input_ids.device)
 
     def _is_complete(self, tail: list[int]) -> bool:
-        text = self.tokenizer.decode(tail, skip_special_tokens=False)
-        return any(stop in text for stop in self.stop_strings)
+        before, text = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (tail[:-1], tail))
+        # The last token may turn bytes before it into a character.
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False)))
+        return any(stop in text[max(0, known - len(stop) + 1) :] for stop in self.stop_strings)

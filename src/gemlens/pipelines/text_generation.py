@@ -15,8 +15,6 @@ from gemlens.pipelines.generating import (
     is_conversation,
 )
 from gemlens.processing.batch import BatchFeature
-from gemlens.processing.chat.chat_template import Style, write_conversation, write_gemma3
-from gemlens.processing.encoding import control_tokens, tokens_of
 from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
 
@@ -78,26 +76,13 @@ class TextGenerationPipeline(GeneratingPipeline):
             given |= settings.encode.get("tokenizer_encode_kwargs", {})
             encoded = self.tokenizer([str(ask.prompt) for ask in asks], return_tensors="pt", **given)
         else:
-            rows = [self._conversation(ask, continues) for ask in asks]
-            encoded = self.tokenizer.pad({"input_ids": rows}, len(asks) > 1, padding_side="left", return_tensors="pt")
+            encoded = self.tokenizer.apply_chat_template(
+                [ask.prompt for ask in asks],
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                return_dict=True,
+                return_tensors="pt",
+                padding=len(asks) > 1,
+                padding_side="left",
+            )
         return BatchFeature({name: encoded[name] for name in ("input_ids", "attention_mask")})
-
-    def _conversation(self, ask: Ask, continues: bool) -> list[int]:
-        """The ids of a conversation, as the tokenizer's chat template writes it, else as Gemma 3's format is."""
-        tokenizer: Any = self.tokenizer
-        template = tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        named = tokenizer.special_tokens_map
-        style = Style(
-            template=template,
-            write=write_gemma3,
-            special_tokens={name: token for name, token in named.items() if isinstance(token, str)},
-            control_tokens=control_tokens(tokenizer),
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-        )
-        prompt = write_conversation(ask.prompt, style)
-        if prompt.pictures:
-            raise InputError("The conversation has pictures; use the task 'image-text-to-text'.")
-        return tokens_of(tokenizer, prompt).ids

@@ -323,6 +323,50 @@ class GemmaTokenizerFast(Vocabulary):
             ids += part.ids if token is None else [*part.ids, token]
         return [*([] if ids[:1] == before else before), *ids, *after]
 
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = True,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+    ) -> Any:
+        """A conversation, or several, without pictures, as ids or as the text that the model continues.
+
+        Control tokens within what a person wrote stay text. With pictures, ask a processor.
+
+        Args:
+            conversation: messages `{"role": "user", "content": "Hello"}`, or a list of conversations.
+            chat_template: Jinja text, or the name of one of the checkpoint's; None: the checkpoint's, or Gemma 3's.
+            tokenize: False gives the text.
+            return_dict: everything that a call gives, instead of the `input_ids` alone.
+            return_tensors, padding, padding_side: as in a call.
+            add_generation_prompt: opens the turn of the model.
+            continue_final_message: leaves the last message open, to be continued.
+
+        Raises:
+            InputError: a message, the template or an argument is wrong.
+        """
+        from gemlens.processing.chat.messages import is_batch
+        from gemlens.processing.chat.text_chat import chat_ids, write_chat
+
+        several = is_batch(conversation)
+        chats = conversation if several else [conversation]
+        turns = (add_generation_prompt, continue_final_message)
+        prompts = [write_chat(self, messages, chat_template, *turns) for messages in chats]
+        if not tokenize:
+            return [prompt.plain for prompt in prompts] if several else prompts[0].plain
+        rows = {"input_ids": [chat_ids(self, prompt) for prompt in prompts]}
+        batch = self.pad(rows, padding, padding_side=padding_side, return_tensors=return_tensors)
+        if not several and return_tensors is None:
+            batch = BatchEncoding({name: values[0] for name, values in batch.items()})
+        return batch if return_dict else batch["input_ids"]
+
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The pieces of a text, as the vocabulary writes them."""
         ids = self.encode(text, pair, add_special_tokens=add_special_tokens)
