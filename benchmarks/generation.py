@@ -3,7 +3,7 @@
     make real && .venv/bin/python benchmarks/generation.py
 
 Both generate with all that `generate` does; a streamer notes when each token comes. Weights are in bfloat16 and, in
-gemlens, packed for the processor (gemlens.quantization.packed), as its pipelines and its command line have them.
+gemlens, packed for the processor (gemlens.pack), as its pipelines and its command line have them.
 """
 
 import time
@@ -17,7 +17,6 @@ from report import ROOT, Claim, write
 from torch import Tensor, nn
 
 import gemlens
-from gemlens.quantization.packed import pack
 
 FILE = ROOT / "real" / "gemma-3-270m-q4_k_m.gguf"
 ROUNDS, ROUNDS_OF_LARGE_PICTURES = 7, 5
@@ -59,7 +58,7 @@ def text_models() -> dict[str, Any]:
     theirs = transformers.Gemma3ForCausalLM(config).to(torch.bfloat16).eval()
     theirs.load_state_dict(plain.state_dict())
     packed = load(FILE.parent, gguf_file=FILE.name, dtype=torch.bfloat16)
-    pack(packed)
+    gemlens.pack(packed)
     return {"gemlens": packed, "gemlens, not packed": plain, "transformers": theirs}
 
 
@@ -89,7 +88,7 @@ def pictures(size: int, rounds: int) -> Claim:
     theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(image_size=size, **SO400M))
     theirs.load_state_dict(ours.state_dict())
     theirs = theirs.to(torch.bfloat16).eval()
-    pack(ours)
+    gemlens.pack(ours)
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).bfloat16()
     figures: dict[str, list[float]] = {"gemlens": [], "transformers": []}
     models: dict[str, nn.Module] = {"gemlens": ours, "transformers": theirs}

