@@ -45,6 +45,18 @@ class PseudoTerminal:
         self._seen = self.screen.index(text, start) + len(text)
         return self.screen[start : self._seen]
 
+    def interrupt_until(self, text: str) -> None:
+        """Presses Ctrl-C until the text is shown: Python misses one that comes just before readline waits for keys."""
+        for _ in range(30):
+            self.send(CTRL_C)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                if text in self.screen[self._seen :]:
+                    self.wait_for(text)
+                    return
+                self._read(end)
+        raise AssertionError(f"{text!r} did not come; the end of the screen is {self.screen[-500:]!r}")
+
     def wait_for_more(self, characters: int) -> None:
         """Waits until so many more characters are shown."""
         wanted, end = len(self.screen) + characters, time.monotonic() + 60

@@ -31,9 +31,8 @@ def test_a_chat_with_interruptions_a_picture_a_reset_and_an_end(checkpoint: Fold
         one, first, two, second = json.loads(saved.read_text())
         terminal.wait_for("> ")
         terminal.send("half a line")
-        terminal.wait_for("half a line")  # Python misses a signal that comes before readline waits for keys
-        terminal.send(CTRL_C)
-        terminal.wait_for("(Ctrl-D or /exit ends the chat.)\n> ")
+        terminal.wait_for("half a line")
+        terminal.interrupt_until("(Ctrl-D or /exit ends the chat.)\n> ")
         terminal.send("/reset\n")
         terminal.wait_for("(Forgotten.)\n> ")
         terminal.send(f"/save {saved}\n")
