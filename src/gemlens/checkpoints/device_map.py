@@ -34,18 +34,23 @@ class Placing:
         return dispatched
 
 
-def placing_for(model: "PreTrainedModel", device_map: Any, dtype: torch.dtype) -> Placing:
+def placing_for(
+    model: "PreTrainedModel", device_map: Any, dtype: torch.dtype, bits: Mapping[str, int] | None = None
+) -> Placing:
     """The plan for a `device_map`: None, "auto", one device, or module names and devices.
 
     Args:
         model: on the meta device.
         dtype: that its weights will have.
+        bits: of the numbers in those weights that will be quantized, 4 or 8, by their names.
 
     Raises:
-        InputError: no such device, weights without one, or accelerate is missing where it is needed.
+        InputError: no such device, weights without one, accelerate is missing where it is needed, or quantized weights
+            would have to wait on another kind of device than the one that computes.
     """
+    bits = bits or {}
     if device_map == "auto":
-        device_map = _fitting(model, dtype) if torch.accelerator.is_available() else "cpu"
+        device_map = _fitting(model, dtype, bits) if torch.accelerator.is_available() else "cpu"
     if not isinstance(device_map, Mapping):
         device = _device("cpu" if device_map is None else device_map)
         return Placing(lambda _: device)
@@ -54,6 +59,11 @@ def placing_for(model: "PreTrainedModel", device_map: Any, dtype: torch.dtype) -
     if homeless:
         raise InputError(f"device_map says nothing about {homeless[0]!r} and {len(homeless) - 1} other weights.")
     several = len(set(devices.values())) > 1
+    if bits and len({device.type for device in devices.values()}) > 1:
+        raise InputError(
+            "device_map names two kinds of devices, but quantized weights cannot wait on one to be used on the other; "
+            "name one kind."
+        )
     return Placing(lambda name: devices[_home(name, devices) or ""], devices if several else None)
 
 
@@ -74,10 +84,15 @@ def _device(name: Any) -> torch.device:
     return device
 
 
-def _fitting(model: "PreTrainedModel", dtype: torch.dtype) -> Mapping[str, Any]:
+def _fitting(model: "PreTrainedModel", dtype: torch.dtype, bits: Mapping[str, int]) -> Mapping[str, Any]:
     """accelerate's plan by free memory; blocks stay whole."""
-    plan: Mapping[str, Any] = _accelerate().infer_auto_device_map(
-        model, no_split_module_classes=list(model.no_split_modules), dtype=dtype
+    accelerate = _accelerate()
+    small = {4: accelerate.utils.CustomDtype.INT4, 8: torch.int8}
+    plan: Mapping[str, Any] = accelerate.infer_auto_device_map(
+        model,
+        no_split_module_classes=list(model.no_split_modules),
+        dtype=dtype,
+        special_dtypes={name: small[count] for name, count in bits.items()},
     )
     if "disk" in plan.values():
         raise InputError("The model does not fit into the memory of this machine's devices; use a smaller dtype.")

@@ -5,6 +5,7 @@
 Its names are the file's own; gguf_names.py turns them into ours.
 """
 
+import copy
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,18 @@ class GGUFFile:
         self.version, self.metadata, self.tensors = read_header(path, data)
         self._bytes = torch.frombuffer(data, dtype=torch.uint8)
 
+    def mapped_again(self) -> "GGUFFile":
+        """The same file through another mapping: when that goes, so do the pages that were touched through it.
+
+        Raises:
+            CheckpointError: the file cannot be read any more.
+        """
+        again = copy.copy(self)
+        again._bytes = torch.frombuffer(_mapped(self.path), dtype=torch.uint8)
+        if len(again._bytes) != len(self._bytes):
+            raise CheckpointError(f"{self.path} changed while it was read; load it again.")
+        return again
+
     @classmethod
     def open(cls, path: str | Path) -> "GGUFFile":
         """Maps a file and reads its header; the tensors' bytes are read when they are used.
@@ -46,16 +59,7 @@ class GGUFFile:
             CheckpointError: the file is missing, unreadable, or not a well-formed GGUF file of version 2 or 3.
         """
         path = Path(path)
-        try:
-            if path.is_file():  # opening a pipe would wait forever
-                with path.open("rb") as file:
-                    # A private, writable map: torch wants writable memory, and nothing written reaches the file.
-                    return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-        except CheckpointError:
-            raise
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise CheckpointError(f"{path} cannot be read: {error}. Pass the path of a complete GGUF file.") from error
-        raise CheckpointError(f"{path} is not a file. Pass the path of a GGUF file.")
+        return cls(path, _mapped(path))
 
     def raw(self, name: str) -> Tensor:
         """A tensor's bytes as they are: uint8 [nbytes], a view of the map.
@@ -86,3 +90,14 @@ class GGUFFile:
             return dequantize(raw, stored.format, stored.shape, dtype or torch.float32)
         weights = raw.view(_DTYPES[stored.format]).reshape(stored.shape)
         return weights.to(dtype or weights.dtype)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        if path.is_file():  # opening a pipe would wait forever
+            with path.open("rb") as file:
+                # A private, writable map: torch wants writable memory, and nothing written reaches the file.
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise CheckpointError(f"{path} cannot be read: {error}. Pass the path of a complete GGUF file.") from error
+    raise CheckpointError(f"{path} is not a file. Pass the path of a GGUF file.")

@@ -6,7 +6,7 @@ names in gguf-py/gguf/constants.py). It does one thing: Gemma's RMSNorm multipli
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -119,6 +119,12 @@ class _Place:
     is_shifted: bool
 
 
+def _values(place: _Place, dtype: torch.dtype | None) -> Tensor:
+    if not place.is_shifted:
+        return place.file.tensor(place.gguf_name, dtype)
+    return (place.file.tensor(place.gguf_name, torch.float32) - 1).to(dtype or torch.float32)
+
+
 class GGUFSource:
     """The parameters of a model in one GGUF file, or in two.
 
@@ -162,10 +168,12 @@ class GGUFSource:
         Raises:
             CheckpointError: the files have no such parameter.
         """
+        return _values(self._place(name), dtype)
+
+    def transient(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The same through a mapping of its own: when the tensor goes, so do the pages of the file that it touched."""
         place = self._place(name)
-        if not place.is_shifted:
-            return place.file.tensor(place.gguf_name, dtype)
-        return (place.file.tensor(place.gguf_name, torch.float32) - 1).to(dtype or torch.float32)
+        return _values(replace(place, file=place.file.mapped_again()), dtype)
 
     def blocks(self, name: str) -> tuple[Tensor, Format] | None:
         """A quantised parameter as it lies in the file, for kernels that compute on blocks; None for any other.

@@ -2,8 +2,11 @@
 
 All names and shapes are compared before a byte is read, and the model is touched only after every tensor was read, so
 there is never a half-filled model. Tensors go in as the source gives them: views of the file if nothing is converted.
+What is quantized is so right after it was read: of the wide weights, never more than one is in memory.
 """
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gemlens.checkpoints.names import Layout, Match, match, quoted, some_of
 from gemlens.errors import CheckpointError
@@ -27,6 +31,9 @@ class WeightSource(Protocol):
     def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """One tensor, of the given number format or, if None, of the source's own; a view where possible."""
 
+    def transient(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """The same for a short time: once it is gone, nothing of the file stays in memory for it."""
+
 
 def fill(
     model: nn.Module,
@@ -36,6 +43,7 @@ def fill(
     dtype: torch.dtype | None = None,
     device: Device | Callable[[str], Device] = "cpu",
     fresh: Collection[str] = (),
+    convert: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> None:
     """Gives every parameter of `model` its tensor.
 
@@ -50,6 +58,7 @@ def fill(
         device: where the parameters go, or a function that tells it by parameter name.
         fresh: parameters that already have values of their own and keep them if the source has none, such as a new
             classification head.
+        convert: parameter name -> what makes of its tensor, on its device, the one that the model keeps.
 
     Raises:
         CheckpointError: names or shapes do not fit, or a tensor cannot be read. The model is then as it was.
@@ -61,8 +70,13 @@ def fill(
     filled: list[tuple[_Slot, Tensor]] = []
     for slot in slots:
         if held := slot.names_in(found):
-            place = device(slot.names[0]) if callable(device) else device
-            filled.append((slot, weights.tensor(found.names[held[0]], dtype).to(place)))
+            name, file = slot.names[0], found.names[held[0]]
+            place = device(name) if callable(device) else device
+            if (make := (convert or {}).get(name)) is None:
+                filled.append((slot, weights.tensor(file, dtype).to(place)))
+            else:
+                filled.append((slot, make(weights.transient(file, dtype).to(place))))
+                _give_back_memory()
     _warn_of_unequal_twins(slots, weights, found)
     _warn_of_nonfinite(filled)
     for slot, tensor in filled:
@@ -88,6 +102,12 @@ def _slots(model: nn.Module) -> list[_Slot]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         slots.setdefault(id(parameter), _Slot(parameter, [])).names.append(name)
     return list(slots.values())
+
+
+def _give_back_memory() -> None:
+    """glibc keeps what is freed between things that stay, here several times what does; elsewhere nothing is done."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _check_values(model: nn.Module, fresh: Collection[str]) -> None:
@@ -148,7 +168,9 @@ def _warn_of_nonfinite(filled: list[tuple[_Slot, Tensor]]) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass without a temporary (isfinite().all() makes a mask): a NaN anywhere makes both ends NaN."""
-    if tensor.numel() == 0:
+    if is_traceable_wrapper_subclass(tensor):  # rounded numbers with scales
+        return all(_is_finite(getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
+    if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     low, high = torch.aminmax(tensor)
     return bool(low.isfinite() & high.isfinite())

@@ -1,6 +1,6 @@
 """`from_pretrained` and `save_pretrained`, behind the doors in gemlens.models: config, weights, devices put together.
 
-Origin -> config dict -> config -> model on the meta device -> fill -> devices
+Origin -> config dict -> config -> model on the meta device -> leaves replaced if quantized -> fill -> devices
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from gemlens.checkpoints.device_map import Placing, placing_for
 from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.gguf_names import GGUFSource
 from gemlens.checkpoints.hub import Origin, read_json
-from gemlens.checkpoints.load import fill
+from gemlens.checkpoints.load import WeightSource, fill
 from gemlens.checkpoints.names import (
     MULTIMODAL,
     MULTIMODAL_BASE,
@@ -26,6 +26,7 @@ from gemlens.checkpoints.names import (
     published_name,
     quoted,
 )
+from gemlens.checkpoints.quantized import default_dtype, in_parts, open_rounded, read_config, round_leaves
 from gemlens.checkpoints.safetensors import SafetensorsSource, file_dtype, open_weights
 from gemlens.checkpoints.save import save_weights, write_json
 from gemlens.errors import CheckpointError, InputError
@@ -33,6 +34,7 @@ from gemlens.errors import CheckpointError, InputError
 if TYPE_CHECKING:
     from gemlens.models.configs.pretrained import PretrainedConfig
     from gemlens.models.pretrained import PreTrainedModel
+    from gemlens.quantization.config import TorchAoConfig
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,26 +74,36 @@ def load_pretrained(
     dtype: torch.dtype | str | None,
     device_map: Any,
     attn_implementation: str | Mapping[str, str] | None,
+    quantization_config: "TorchAoConfig | Mapping[str, Any] | None",
     gguf_file: str | tuple[str, str] | None,
     overrides: Mapping[str, Any],
 ) -> Model:
     """The model in eval mode; see `PreTrainedModel.from_pretrained`."""
     config_class = model_class.config_class
-    weights: SafetensorsSource | GGUFSource
+    files: SafetensorsSource | GGUFSource
     if gguf_file is None:
-        weights = open_weights(origin)
+        files = open_weights(origin)
         stored = {} if config is not None else stored_config(origin)
     else:
-        weights = _open_gguf(origin, gguf_file, with_pictures=config_class.model_type == "gemma3")
-        stored = weights.config()
+        files = _open_gguf(origin, gguf_file, with_pictures=config_class.model_type == "gemma3")
+        stored = files.config()
     _refuse_unknown(overrides, config_class, model_class)
+    rounding = read_config(quantization_config, stored if config is None else config.extra)
+    weights = open_rounded(files, rounding)
     config = config_class.from_dict(stored if config is None else config.to_dict(), **overrides)
-    number_format = _number_format(dtype, config, weights)
+    if dtype is None and rounding is not None:
+        dtype = default_dtype(rounding, weights)
+    number_format = _number_format(dtype, config, files)
     with torch.device("meta"):
         model = model_class(config, attn_implementation=attn_implementation)  # type: ignore[call-arg]
-    placing = placing_for(model, device_map, number_format)
+    layout, bits, convert = layout_of(model_class), {}, {}
+    if rounding is not None:
+        config.quantization_config = rounding.to_dict()
+        convert = round_leaves(model, weights, layout, rounding, number_format)
+        bits = dict.fromkeys(convert, rounding.scheme.bits)
+    placing = placing_for(model, device_map, number_format, bits)
     fresh = _new_heads(model, weights, number_format, placing)
-    fill(model, weights, layout_of(model_class), dtype=number_format, device=placing.device_of, fresh=fresh)
+    fill(model, weights, layout, dtype=number_format, device=placing.device_of, fresh=fresh, convert=convert)
     config.dtype = str(number_format).removeprefix("torch.")
     model.read_companions(origin)
     return placing.dispatch(model.eval())
@@ -101,7 +113,10 @@ def save_pretrained(model: "PreTrainedModel", folder: Path, max_shard_size: int 
     """Weights in the published layout, then `config.json`; see `PreTrainedModel.save_pretrained`."""
     layout = layout_of(type(model))
     state = {published_name(name, layout): tensor for name, tensor in model.state_dict().items()}
-    save_weights(state, folder, max_shard_size=max_shard_size)
+    metadata = None
+    if "quantization_config" in model.config.extra:
+        state, metadata = in_parts(state)
+    save_weights(state, folder, max_shard_size=max_shard_size, metadata=metadata)
     dtype = str(model.dtype).removeprefix("torch.")
     # The older key is what every version of transformers reads.
     said = {**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": dtype, "torch_dtype": dtype}
@@ -157,9 +172,7 @@ def _number_format(
     return DTYPES[name]
 
 
-def _new_heads(
-    model: "PreTrainedModel", weights: SafetensorsSource | GGUFSource, dtype: torch.dtype, placing: Placing
-) -> list[str]:
+def _new_heads(model: "PreTrainedModel", weights: WeightSource, dtype: torch.dtype, placing: Placing) -> list[str]:
     """A classifier made from a model without one gets random weights, as in the reference."""
     head = model._modules.get("score")
     if not isinstance(head, nn.Linear) or "score.weight" in weights.shapes():

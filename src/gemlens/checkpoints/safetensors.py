@@ -6,7 +6,7 @@ needs no memory beyond the file's pages. Writing to such a tensor changes the pr
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -78,19 +78,42 @@ class SafetensorsSource:
             CheckpointError: there is no such tensor, its number format is not one that models compute in, or the file
                 changed since it was opened.
         """
-        if name not in self._shapes:
-            raise CheckpointError(f"The weights hold no tensor '{name}'.")
-        path, stored = self._paths[name], self._dtypes[name]
-        if stored not in DTYPES:
+        self._check_number_format(name)
+        tensor = self._get(name, lambda path: self._opened[path])
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def transient(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The same through a mapping of its own: when the tensor goes, so do the pages of the file that it touched."""
+        self._check_number_format(name)
+        tensor = self.raw(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor of any number format, such as another program's integers, through a mapping of its own.
+
+        Raises:
+            CheckpointError: there is no such tensor, or the file changed since it was opened.
+        """
+        tensor = self._get(name, lambda path: safe_open(path, framework="pt", device="cpu"))
+        if tuple(tensor.shape) != self._shapes[name]:
+            raise CheckpointError(f"'{self._paths[name]}' changed while it was read; load it again.")
+        return tensor
+
+    def _check_number_format(self, name: str) -> None:
+        if (stored := self._dtypes.get(name, "F32")) not in DTYPES:
             raise CheckpointError(
-                f"'{name}' in '{path}' is stored as {stored}, but only {', '.join(DTYPES)} can be read; "
+                f"'{name}' in '{self._paths[name]}' is stored as {stored}, but only {', '.join(DTYPES)} can be read; "
                 "use the checkpoint as it was before quantization."
             )
+
+    def _get(self, name: str, opened: Callable[[Path], _Open]) -> Tensor:
+        if name not in self._paths:
+            raise CheckpointError(f"The weights hold no tensor '{name}'.")
+        path = self._paths[name]
         try:
-            tensor = self._opened[path].get_tensor(name)
+            return opened(path).get_tensor(name)
         except _LIBRARY_ERRORS as error:
             raise CheckpointError(f"'{name}' cannot be read from '{path}' ({first_line(error)}); {_BROKEN}.") from error
-        return tensor if dtype is None else tensor.to(dtype)
 
     def _add(self, path: Path) -> None:
         _check_header_length(path)

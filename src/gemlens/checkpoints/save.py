@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gemlens.checkpoints.safetensors import DTYPES, INDEX_FILE, SINGLE_FILE
 from gemlens.errors import CheckpointError, InputError
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()} | {torch.int8: "I8"}  # int8: parts of quantized weights
 _WEIGHT_FILES = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -93,7 +93,7 @@ def _without_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # A quantized or distributed tensor is a subclass that has no plain memory of its own to write.
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
         if not plain or tensor.dtype not in _CODES:
-            raise InputError(f"'{name}' is no plain tensor of {', '.join(_CODES.values())}; only those can be saved.")
+            raise InputError(f"'{name}' is no plain tensor of {', '.join(DTYPES)}; only those can be saved.")
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         kept.setdefault(place if tensor.numel() else (name,), name)
     if not kept:

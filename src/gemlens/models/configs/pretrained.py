@@ -129,8 +129,11 @@ class PretrainedConfig:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", self.to_dict())
 
-    def get_text_config(self) -> "PretrainedConfig":
-        """The config of the text decoder: this one, or the part of a multimodal one."""
+    def get_text_config(self, decoder: bool = True) -> "PretrainedConfig":
+        """The config of the text decoder: this one, or the part of a multimodal one.
+
+        accelerate passes `decoder`; it changes nothing, since no other part reads text.
+        """
         return getattr(self, "text_config", self)
 
     @property
