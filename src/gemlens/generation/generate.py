@@ -184,10 +184,14 @@ def _checked(model: "GenerativeModel", prompt: Prompt, settings: Settings) -> Pr
     if (prompt.pixels is not None or prompt.types is not None) and model.picture_tokens is None:
         given = "pixel_values" if prompt.pixels is not None else "token_type_ids"
         raise InputError(f"{type(model).__name__} reads text only, but {given} came.")
+    for name, numbers in (("attention_mask", mask), ("token_type_ids", prompt.types)):
+        if numbers is not None and (not isinstance(numbers, Tensor) or numbers.shape != (len(ids), len(prompt))):
+            came = f"shape {tuple(numbers.shape)}" if isinstance(numbers, Tensor) else f"type {type(numbers).__name__}"
+            raise InputError(f"{name} has {came}, but must have a number per token: [{len(ids)}, {len(prompt)}].")
     (pad,) = ids_of(settings.pad_token_id)
     if mask is None and prompt.embeds is None and pad not in settings.end_tokens and bool((ids == pad).any()):
         mask = (ids != pad).long()
-    ends_padded = [] if mask is None or mask.dim() != 2 else (mask[:, -1:] == 0).nonzero()[:, 0].tolist()
+    ends_padded = [] if mask is None else (mask[:, -1:] == 0).nonzero()[:, 0].tolist()
     if ends_padded:
         raise InputError(
             f"Row {ends_padded[0]} ends in padding, but its answer comes after its last token; pad on the left: "

@@ -62,8 +62,8 @@ def continue_rows(run: Run, copies: int = 1) -> Tensor:
         ids = torch.cat([ids, tokens.unsqueeze(1)], dim=1)
         if run.streamer is not None:
             run.streamer.put(tokens.cpu())
-        ended = ended | run.has_ended(ids, run.record.scores)
+        filled, ended = ended, ended | run.has_ended(ids, run.record.scores)
         if bool(ended.all()):
             return ids
-        reading = run.reader.step(tokens.unsqueeze(1))
+        reading = run.reader.step(tokens.unsqueeze(1), filled)
         logits = reading.logits[:, -1]

@@ -64,12 +64,14 @@ class Record:
     attentions: list[tuple[Tensor, ...]] = field(default_factory=list)
     hidden_states: list[tuple[Tensor, ...]] = field(default_factory=list)
 
-    def add(self, reading: "Reading") -> None:
-        """Keeps what the model gave besides logits."""
+    def add(self, reading: "Reading", place: int | None = None) -> None:
+        """Keeps what the model gave besides logits, of all tokens that it read or of the one at `place`."""
+        one = slice(None) if place is None else slice(place, place + 1)
         if reading.attentions is not None:
-            self.attentions.append(reading.attentions)
+            later = 0 if place is None else reading.attentions[0].shape[2] - place - 1  # guesses that it does not see
+            self.attentions.append(tuple(seen[:, :, one, : seen.shape[3] - later] for seen in reading.attentions))
         if reading.hidden_states is not None:
-            self.hidden_states.append(reading.hidden_states)
+            self.hidden_states.append(tuple(states[:, one] for states in reading.hidden_states))
 
     def add_choice(self, logits: Tensor, scores: Tensor) -> None:
         """Keeps the logits [B, V] of a step and the scores that were made of them."""

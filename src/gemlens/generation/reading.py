@@ -89,14 +89,25 @@ class Reader:
         assert reading is not None
         return reading
 
-    def step(self, tokens: Tensor) -> Reading:
-        """Reads n more tokens per row, [B, n]; gives the logits of what follows each, [B, n, V]."""
-        if self.cache is not None and self.compiled:
-            return Reading(self.model.step(tokens, self.cache, compiled=True).float())
-        if self.cache is not None:
-            return self._call(input_ids=tokens, logits_to_keep=tokens.shape[1])
-        self.prompt = _with_answer(self.prompt, tokens, self.model.answer_type)
-        return self._call(**self._part(0, len(self.prompt)), logits_to_keep=tokens.shape[1])
+    def step(self, tokens: Tensor, filled: Tensor | None = None) -> Reading:
+        """Reads n more tokens per row, [B, n]; gives the logits of what follows each, [B, n, V].
+
+        Args:
+            tokens: these.
+            filled: [B] bool, rows that ended earlier: their tokens are padding, which a later turn must not see.
+        """
+        real = None
+        if filled is not None and len(filled) > 1 and bool(filled.any()):
+            real = filled.logical_not().long().unsqueeze(1).expand_as(tokens)
+        if self.cache is None:
+            self.prompt = _with_answer(self.prompt, tokens, real, self.model.answer_type)
+            return self._call(**self._part(0, len(self.prompt)), logits_to_keep=tokens.shape[1])
+        mask = None
+        if real is not None:  # of what is cached the cache knows what was padding
+            mask = torch.cat([real.new_ones(len(tokens), self.cache.get_seq_length()), real], 1)
+        if self.compiled:
+            return Reading(self.model.step(tokens, self.cache, mask, compiled=True).float())
+        return self._call(input_ids=tokens, attention_mask=mask, logits_to_keep=tokens.shape[1])
 
     def select(self, rows: Tensor) -> None:
         """Goes on with row `rows[b]` as row b; rows may come several times, or not at all."""
@@ -225,13 +236,16 @@ def _rows(prompt: Prompt, rows: Tensor, picture_tokens: tuple[int, int] | None) 
     return Prompt(prompt.ids[rows], chosen(prompt.mask), chosen(prompt.types), pixels, chosen(prompt.embeds))
 
 
-def _with_answer(prompt: Prompt, tokens: Tensor, answer_type: int | None) -> Prompt:
-    """The prompt and tokens [B, n] after it, as text that is no prompt any more."""
+def _with_answer(prompt: Prompt, tokens: Tensor, real: Tensor | None, answer_type: int | None) -> Prompt:
+    """The prompt and tokens [B, n] after it, as text that is no prompt any more; `real` [B, n] is 0 for padding."""
     if prompt.embeds is not None:
         raise InputError("use_cache=False needs input_ids: tokens cannot be put behind embeddings.")
     types = prompt.types
     if answer_type is not None:
         before = torch.zeros_like(prompt.ids) if types is None and answer_type else types
         types = None if before is None else torch.cat([before, torch.full_like(tokens, answer_type)], 1)
-    mask = None if prompt.mask is None else torch.cat([prompt.mask, torch.ones_like(tokens)], 1)
+    mask = prompt.mask
+    if mask is not None or real is not None:
+        before = torch.ones_like(prompt.ids) if mask is None else mask
+        mask = torch.cat([before, torch.ones_like(tokens) if real is None else real], 1)
     return replace(prompt, ids=torch.cat([prompt.ids, tokens], 1), mask=mask, types=types)

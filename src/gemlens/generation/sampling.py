@@ -43,7 +43,8 @@ def processors_for(
     if settings.min_new_tokens and ends:
         made.append(rules.MinNewTokensLengthLogitsProcessor(length.prompt, settings.min_new_tokens, ends))
     if allowed_tokens is not None:
-        made.append(rules.PrefixConstrainedLogitsProcessor(allowed_tokens, settings.num_beams))
+        rows = settings.num_beams if settings.num_beams > 1 else settings.num_return_sequences
+        made.append(rules.PrefixConstrainedLogitsProcessor(allowed_tokens, rows))
     if settings.forced_bos_token_id is not None:
         made.append(rules.ForcedBOSTokenLogitsProcessor(settings.forced_bos_token_id))
     if settings.forced_eos_token_id is not None:
@@ -51,7 +52,8 @@ def processors_for(
     if settings.suppress_tokens:
         made.append(rules.SuppressTokensLogitsProcessor(settings.suppress_tokens))
     if settings.begin_suppress_tokens:
-        made.append(rules.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, length.prompt))
+        begin = length.prompt + (length.prompt == 1 and settings.forced_bos_token_id is not None)
+        made.append(rules.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin))
     made += custom
     if settings.draws:
         made += _warpers(settings)

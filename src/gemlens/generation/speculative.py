@@ -29,8 +29,8 @@ def continue_with_guesses(run: Run, guess: Guesser, most: int) -> Tensor:
     reading = run.reader.prefill()
     guessed = ids[:, :0]
     while True:
-        run.record.add(reading)
         for place in range(guessed.shape[1] + 1):
+            run.record.add(reading, None if ids.shape == run.ids.shape else place)  # of the prompt, all
             token, scores = run.choose(ids, reading.logits[:, place])
             run.record.add_choice(reading.logits[:, place], scores)
             ids = torch.cat([ids, token.unsqueeze(1)], dim=1)
@@ -42,8 +42,17 @@ def continue_with_guesses(run: Run, guess: Guesser, most: int) -> Tensor:
             if place < guessed.shape[1] and int(guessed[0, place]) != int(token):
                 break
         run.reader.forget(guessed.shape[1] - place)
-        guessed = guess(ids, most - ids.shape[1] - 1)
-        reading = run.reader.step(torch.cat([ids[:, -1:], guessed], dim=1))
+        tokens = torch.cat([ids[:, -1:], guess(ids, most - ids.shape[1] - 1)], dim=1)
+        tokens = tokens[:, : _readable(tokens, run.reader.model.picture_tokens)]
+        guessed = tokens[:, 1:]
+        reading = run.reader.step(tokens)
+
+
+def _readable(tokens: Tensor, picture_tokens: tuple[int, int] | None) -> int:
+    """How many of [1, n] tokens can be read at once, at least one: a guessed picture token has no picture."""
+    if picture_tokens is None:
+        return tokens.shape[1]
+    return max(1, int((tokens != picture_tokens[0]).long().cumprod(1).sum()))
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,15 @@ class GenerativeModel(PreTrainedModel):
         """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans."""
 
     @abstractmethod
-    def step(self, input_ids: Tensor, cache: Cache, compiled: bool = False) -> Tensor:
+    def step(
+        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+    ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V].
 
         Args:
+            input_ids: [B, S].
+            cache: holds what comes before; extended.
+            attention_mask: [B, cached + S], 0 for padding.
             compiled: by torch.compile, for caches of fixed shapes. As long as shapes stay, it is compiled once.
         """
 

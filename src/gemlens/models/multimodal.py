@@ -328,11 +328,13 @@ class MultimodalForConditionalGeneration(GenerativeModel):
         """Who sees whom in a prompt [B, S], without reading it; see gemlens.spans and `MultimodalModel.forward`."""
         return self.model.span(input_ids, attention_mask, token_type_ids, labels)
 
-    def step(self, input_ids: Tensor, cache: Cache, compiled: bool = False) -> Tensor:
+    def step(
+        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+    ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
         embeds = self.language_model.embed(input_ids)
         shape, first = (len(input_ids), input_ids.shape[1]), self.model.first_position
-        placement = place(shape, embeds.device, cache=cache, first_position=first)
+        placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache, first_position=first)
         return self._logits(self.language_model.decode(embeds, placement, Recording(), compiled).last)
 
     @property

@@ -212,10 +212,13 @@ class CausalLM(GenerativeModel):
         """
         return place((len(input_ids), input_ids.shape[1]), input_ids.device, attention_mask=attention_mask).span
 
-    def step(self, input_ids: Tensor, cache: Cache, compiled: bool = False) -> Tensor:
+    def step(
+        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+    ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
         embeds = self.model.embed(input_ids)
-        placement = place((len(input_ids), input_ids.shape[1]), embeds.device, cache=cache)
+        shape = (len(input_ids), input_ids.shape[1])
+        placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache)
         return self._logits(self.model.decode(embeds, placement, Recording(), compiled).last)
 
     def _logits(self, hidden: Tensor) -> Tensor:
