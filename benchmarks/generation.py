@@ -111,7 +111,7 @@ def seconds(action: Callable[[], object]) -> float:
 def memory() -> Claim:
     """What 1,000 more tokens of context add to the cache of a model with five local layers to a global one."""
     model = gemlens.AutoModelForCausalLM.from_pretrained(FILE.parent, gguf_file=FILE.name, dtype=torch.bfloat16)
-    caches = {"gemlens": gemlens.DynamicCache(model), "every layer keeps all": gemlens.DynamicCache()}
+    caches = {"gemlens": gemlens.DynamicCache(model.config), "every layer keeps all": gemlens.DynamicCache()}
     figures = {}
     for name, cache in caches.items():
         sizes = []

@@ -19,6 +19,7 @@ from gemlens.checkpoints.gguf import GGUFFile
 
 FILE = ROOT / "real" / "gemma-3-270m-q4_k_m.gguf"
 ROUNDS = 7
+ALONE = "import sys; sys.modules['torchao'] = None; "  # which transformers would import too, where it is installed
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -46,8 +47,8 @@ def measure() -> list[Claim]:
     loading: list[float] = []
     for _ in range(ROUNDS):
         for name in libraries:
-            package[name].append(import_seconds(f"import {name}"))
-            model_class[name].append(import_seconds(f"from {name} import Gemma3ForCausalLM"))
+            package[name].append(import_seconds(f"{ALONE}import {name}"))
+            model_class[name].append(import_seconds(f"{ALONE}from {name} import Gemma3ForCausalLM"))
         for name, action in opens.items():
             opening[name].append(seconds(action))
         loading.append(seconds(lambda: load(FILE.parent, gguf_file=FILE.name, dtype=torch.bfloat16)))

@@ -99,7 +99,7 @@ def test_what_the_reference_writes_is_read_and_what_we_write_is_read_there(
     assert {name: getattr(ours, name) for name in DEFAULTS} == expected == theirs_of(back)
     assert GenerationConfig.from_pretrained(tmp_path / "here" / "new") == ours
     complete = GenerationConfig.from_dict(json.loads(theirs.to_json_string(use_diff=False)))
-    assert {name: getattr(complete, name) for name in DEFAULTS} == expected | {"max_length": theirs.max_length}
+    assert {name: getattr(complete, name) for name in DEFAULTS} == expected
 
 
 def test_every_setting_survives_a_file(tmp_path: Path) -> None:
@@ -201,3 +201,13 @@ def test_a_config_can_be_copied_changed_and_shown() -> None:
     assert other.over(GenerationConfig(top_k=1, top_p=0.5)) == GenerationConfig(top_k=6, top_p=0.5)
     with pytest.raises(TypeError, match="unhashable"):
         hash(config)
+
+
+def test_a_length_of_the_call_is_not_outdone_by_the_models() -> None:
+    model = tiny.fresh("gemma3")
+    model.generation_config = GenerationConfig(max_new_tokens=9)
+    ids = torch.tensor([[5, 6]])
+    assert model.generate(ids, max_length=5).shape == (1, 5)
+    assert model.generate(ids, generation_config=GenerationConfig(max_length=4)).shape == (1, 4)
+    assert model.generate(ids, max_length=5, max_new_tokens=2).shape == (1, 4), "the same call says both"
+    assert model.generate(ids).shape == (1, 11)

@@ -24,6 +24,9 @@ from compared import (
 )
 from pairs import HEADS, IMAGE, WINDOW, Case
 
+from gemlens.generation.beam import _Beams, _can_improve
+from gemlens.generation.config import Settings
+
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 3},
     {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.6, "early_stopping": True},
@@ -99,3 +102,36 @@ def test_beams_of_a_batch_are_those_of_its_rows(case: Case) -> None:
     together = new_tokens(batch, ours(case, batch, **search))
     alone = [new_tokens(batch.row(row), ours(case, batch.row(row), **search)) for row in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.7, 2.0])
+def test_whether_a_running_beam_may_become_better_is_judged_as_there(
+    penalty: float, early_stopping: bool | str
+) -> None:
+    reference = pair(GEMMA_3).reference._check_early_stop_heuristic
+    settings = Settings(num_beams=4, length_penalty=penalty, early_stopping=early_stopping)
+    both = set()
+    for length, longest in ((1, 9), (4, 9), (9, 9)):
+        running = (-torch.rand(50, 4) * 4).sort(descending=True).values
+        ended = torch.rand(50, 4) < torch.rand(50, 1) * 1.5
+        finished = (
+            torch.where(ended, -torch.rand(50, 4) * 2 * torch.rand(50, 1) ** 8, -1e9).sort(descending=True).values
+        )
+        ended = finished > -1e9
+        texts = torch.zeros(50, 4, length, dtype=torch.long)
+        expected = reference(
+            torch.ones(50, 1, dtype=torch.bool),
+            running,
+            finished,
+            ended,
+            3 + length,
+            3 + longest,
+            3,
+            early_stopping,
+            penalty,
+        )
+        beams = [_Beams(texts, scores, texts, done) for scores, done in ((running, ~ended & False), (finished, ended))]
+        assert torch.equal(_can_improve(*beams, settings, length, longest), expected)
+        both |= set(expected.flatten().tolist())
+    assert both == {True, False}

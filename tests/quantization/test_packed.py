@@ -54,3 +54,10 @@ def test_a_packed_model_is_neither_saved_nor_resized(tiny: ModuleType, tmp_path:
         model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="The head was replaced by one that cannot be resized"):
         model.resize_token_embeddings(120)
+
+
+def test_a_packed_model_is_not_compiled(tiny: ModuleType) -> None:
+    model = tiny.fresh("gemma3").to(torch.bfloat16)
+    pack(model)
+    with pytest.raises(InputError, match="compile=True does not go with a packed model"):
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, compile=True)

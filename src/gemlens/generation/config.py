@@ -167,8 +167,11 @@ class GenerationConfig:
         return Settings(**self._said)
 
     def over(self, other: "GenerationConfig") -> "GenerationConfig":
-        """What is said here, and what only the other says."""
-        return GenerationConfig(**{**other._said, **self._said})
+        """What is said here, and what only the other says; a length that is said here is not outdone by the other's."""
+        said = {**other._said, **self._said}
+        if "max_length" in self._said and "max_new_tokens" not in self._said:
+            said.pop("max_new_tokens", None)
+        return GenerationConfig(**said)
 
     def to_dict(self) -> dict[str, Any]:
         """What is said, as plain values."""
@@ -187,9 +190,11 @@ class GenerationConfig:
         if changing := sorted(name for name, value in unknown.items() if not _is_neutral(name, value)):
             raise ConfigError(f"{FILE} sets {', '.join(map(repr, changing))}, which gemlens does not know.")
         said = {name: data[name] for name in DEFAULTS if data.get(name) is not None}
-        # Published files say "hybrid", an older name of what is chosen anyway.
-        if said.get("cache_implementation") == "hybrid":
-            del said["cache_implementation"]
+        # Published files say "hybrid", an older name of what is chosen anyway; a length of 20 is the reference's own
+        # default, by which it means 20 new tokens.
+        for name, unsaid in (("cache_implementation", "hybrid"), ("max_length", 20)):
+            if said.get(name) == unsaid:
+                del said[name]
         try:
             return cls(**said)
         except InputError as error:

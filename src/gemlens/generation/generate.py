@@ -112,6 +112,8 @@ def _run(
     compiled = company.compile and not settings.disable_compile
     if compiled and (recorded or not (isinstance(cache, StaticCache) and cache.is_compileable)):
         raise InputError("compile=True needs a static cache, and gives no attentions and hidden states; drop one.")
+    if compiled and not all(getattr(module, "compiles", True) for module in model.modules()):
+        raise InputError("compile=True does not go with a packed model, which torch cannot compile; drop one.")
     processors = processors_for(settings, length, company.processors, company.allowed_tokens)
     criteria = stopping.StoppingCriteriaList([stopping.MaxLengthCriteria(length.most), *company.criteria])
     if settings.max_time is not None:

@@ -75,9 +75,10 @@ class Record:
 
     def add_choice(self, logits: Tensor, scores: Tensor) -> None:
         """Keeps the logits [B, V] of a step and the scores that were made of them."""
-        if self.settings.output_logits:
+        said = self.settings
+        if said.return_dict_in_generate and said.output_logits:
             self.logits.append(logits)
-        if self.settings.output_scores:
+        if said.return_dict_in_generate and said.output_scores:
             self.scores.append(scores)
 
     def scores_and_logits(self) -> tuple[PerStep | None, PerStep | None]:

@@ -3,7 +3,7 @@
 torch brings a weight into that order at every call, or multiplies without it; here it is done once. No number changes.
 """
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ class PackedLinear(nn.Module):
 
     Attributes:
         packed: the weight in oneDNN's order, an opaque tensor of shape [out, in].
+        compiles: False; torch.compile cannot look into such tensors.
     """
+
+    compiles: ClassVar[bool] = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
