@@ -336,29 +336,20 @@ class GemmaTokenizerFast(Vocabulary):
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
     ) -> Any:
-        """A conversation, or several, without pictures, as ids or as the text that the model continues.
+        """A conversation, or several, without pictures, as ids or, with `tokenize=False`, as text.
 
-        Control tokens within what a person wrote stay text. With pictures, ask a processor.
-
-        Args:
-            conversation: messages `{"role": "user", "content": "Hello"}`, or a list of conversations.
-            chat_template: Jinja text, or the name of one of the checkpoint's; None: the checkpoint's, or Gemma 3's.
-            tokenize: False gives the text.
-            return_dict: everything that a call gives, instead of the `input_ids` alone.
-            return_tensors, padding, padding_side: as in a call.
-            add_generation_prompt: opens the turn of the model.
-            continue_final_message: leaves the last message open, to be continued.
+        Arguments are those of a call and of `Processor.apply_chat_template`, where messages are described too. Control
+        tokens within what a person wrote stay text. `return_dict` gives everything instead of the `input_ids` alone.
 
         Raises:
-            InputError: a message, the template or an argument is wrong.
+            InputError: a message, the template or an argument is wrong, or there are pictures.
         """
         from gemlens.processing.chat.messages import is_batch
         from gemlens.processing.chat.text_chat import chat_ids, write_chat
 
         several = is_batch(conversation)
-        chats = conversation if several else [conversation]
-        turns = (add_generation_prompt, continue_final_message)
-        prompts = [write_chat(self, messages, chat_template, *turns) for messages in chats]
+        turns = (chat_template, add_generation_prompt, continue_final_message)
+        prompts = [write_chat(self, messages, *turns) for messages in (conversation if several else [conversation])]
         if not tokenize:
             return [prompt.plain for prompt in prompts] if several else prompts[0].plain
         rows = {"input_ids": [chat_ids(self, prompt) for prompt in prompts]}
