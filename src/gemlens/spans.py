@@ -66,6 +66,11 @@ class Span:
         """The chosen rows, in the order of `index` [B']."""
         return self if len(self.position) == 1 else self._with(lambda numbers: numbers[index.to(numbers.device)])
 
+    def for_rows(self, count: int) -> "Span":
+        """With numbers of its own for each of so many rows, even if all are alike and plain."""
+        position, block = (numbers.expand(count, -1).contiguous() for numbers in (self.position, self.block))
+        return Span(position, block, self.segment)
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Span":
         segment = None if self.segment is None else change(self.segment)
         return Span(change(self.position), change(self.block), segment, self.plain)

@@ -59,6 +59,23 @@ def test_compiled_steps_give_the_tokens_of_plain_ones_and_are_compiled_once(fami
 
 
 @pytest.mark.usefixtures("_traced_only")
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_rows_that_end_at_different_steps_stay_in_the_graph(family: str) -> None:
+    prompt = tiny.prompt(family, rows=3)
+    length = prompt["input_ids"].shape[1]
+
+    def ends_the_first_row(ids: torch.Tensor, scores: Any) -> torch.Tensor:
+        return (torch.arange(len(ids)) == 0) & (ids.shape[1] >= length + 3)
+
+    settings = {**SETTINGS, "stopping_criteria": [ends_the_first_row], "pad_token_id": 3}
+    plain = model(family).generate(**prompt, **settings)
+    assert plain[0, length + 3 :].tolist() == [3] * 4
+    before = graphs()
+    assert torch.equal(plain, model(family).generate(**prompt, **settings, compile=True))
+    assert graphs() == before + 1
+
+
+@pytest.mark.usefixtures("_traced_only")
 def test_padding_beams_and_samples_compile_once_each() -> None:
     family = "gemma3-pictures"
     prompt = tiny.prompt(family, rows=2, length=11)

@@ -8,7 +8,7 @@ The residual stream has the model's dtype, except that a float16 model carries i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -38,6 +38,11 @@ class Placement:
     position_ids: Tensor
     cache: Cache | None = None
     cache_position: Tensor | None = None
+
+    def for_rows(self, count: int) -> "Placement":
+        """With numbers for each row, so that shapes stay when rows that were alike are so no more."""
+        position_ids = self.position_ids.expand(count, -1).contiguous()
+        return replace(self, span=self.span.for_rows(count), position_ids=position_ids)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ def run_layers(
     """
     dtype = hidden.dtype
     hidden = hidden.float() if dtype is torch.float16 else hidden
+    if compiled:
+        placement = placement.for_rows(len(hidden))
     span, cache = placement.span, placement.cache
     keys = [span] * len(layers) if cache is None else cache.extend(span, windows, placement.cache_position)
     views: dict[tuple[int | None, int], View] = {}
