@@ -3,7 +3,7 @@
     make real && .venv/bin/python benchmarks/generation.py
 
 Both generate with all that `generate` does; a streamer notes when each token comes. Weights are in bfloat16 and, in
-gemlens, packed for the processor (gemlens.pack), as its pipelines and its command line have them.
+gemlens, packed for the processor (gemlens.pack) and with attn_implementation="blocked", as its pipelines and its command line have them.
 """
 
 import time
@@ -59,6 +59,8 @@ def text_models() -> dict[str, Any]:
     theirs.load_state_dict(plain.state_dict())
     packed = load(FILE.parent, gguf_file=FILE.name, dtype=torch.bfloat16)
     gemlens.pack(packed)
+    packed.set_attn_implementation("blocked")
+    plain.set_attn_implementation("blocked")
     return {"gemlens": packed, "gemlens, not packed": plain, "transformers": theirs}
 
 
@@ -89,6 +91,7 @@ def pictures(size: int, rounds: int) -> Claim:
     theirs.load_state_dict(ours.state_dict())
     theirs = theirs.to(torch.bfloat16).eval()
     gemlens.pack(ours)
+    ours.set_attn_implementation("blocked")
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).bfloat16()
     figures: dict[str, list[float]] = {"gemlens": [], "transformers": []}
     models: dict[str, nn.Module] = {"gemlens": ours, "transformers": theirs}

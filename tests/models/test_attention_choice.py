@@ -8,17 +8,20 @@ import torch
 
 from gemlens import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, InputError, SiglipVisionModel
 from gemlens.models import attention
-from gemlens.models.attention import AttentionBlock, choose, eager, fastest, flex, sdpa
+from gemlens.models.attention import AttentionBlock, blocked, choose, eager, flex, sdpa
 from gemlens.spans import View, plain_span
 
 
 class TestChoice:
     """Which way a name means, and when it is refused."""
 
-    def test_without_a_name_the_fastest_is_taken(self) -> None:
-        assert choose(None) is choose(None, cap=50.0) is fastest
+    def test_without_a_name_sdpa_is_taken_unless_a_cap_must_be_applied(self) -> None:
+        assert choose(None) is sdpa
+        assert choose(None, cap=50.0) is eager
 
-    @pytest.mark.parametrize(("name", "function"), [("eager", eager), ("sdpa", sdpa), ("flex_attention", flex)])
+    @pytest.mark.parametrize(
+        ("name", "function"), [("eager", eager), ("sdpa", sdpa), ("flex_attention", flex), ("blocked", blocked)]
+    )
     def test_a_name_means_its_function(self, name: str, function: Any) -> None:
         assert choose(name) is function
 
@@ -43,8 +46,7 @@ class TestChoice:
 
 def ways(model: torch.nn.Module) -> dict[str, set[str]]:
     """Which functions the parts of a model attend with."""
-    names: dict[Any, str] = {function: name for name, function in attention.IMPLEMENTATIONS.items()}
-    names[fastest] = "fastest"
+    names = {function: name for name, function in attention.IMPLEMENTATIONS.items()}
     found: dict[str, set[str]] = {"vision": set(), "text": set()}
     for name, module in model.named_modules():
         if isinstance(module, AttentionBlock):
@@ -56,8 +58,9 @@ class TestModels:
     """How a model is told which way to take."""
 
     @pytest.mark.parametrize("family", tiny.FAMILIES)
-    def test_the_default_is_the_fastest_that_is_right(self, family: str) -> None:
-        expected = {"vision": {"fastest"} if family in tiny.PICTURE_FAMILIES else set(), "text": {"fastest"}}
+    def test_the_default_is_sdpa_or_where_a_cap_bites_eager(self, family: str) -> None:
+        text = {"eager"} if family.endswith("2") else {"sdpa"}
+        expected = {"vision": {"sdpa"} if family in tiny.PICTURE_FAMILIES else set(), "text": text}
         assert ways(tiny.model(family)) == expected
 
     @pytest.mark.parametrize("family", ["gemma", "gemma3-pictures", "paligemma"])
@@ -75,11 +78,11 @@ class TestModels:
         model = tiny.fresh("gemma3-pictures", attn_implementation=parts)
         assert ways(model) == {"vision": {"sdpa"}, "text": {"eager"}}
         model.set_attn_implementation({"vision_config": "eager"})
-        assert ways(model) == {"vision": {"eager"}, "text": {"fastest"}}
+        assert ways(model) == {"vision": {"eager"}, "text": {"sdpa"}}
 
     def test_the_picture_encoder_of_paligemma_2_may_use_sdpa_while_its_decoder_may_not(self) -> None:
         model = tiny.fresh("paligemma2", attn_implementation={"vision_config": "sdpa"})
-        assert ways(model) == {"vision": {"sdpa"}, "text": {"fastest"}}
+        assert ways(model) == {"vision": {"sdpa"}, "text": {"eager"}}
         with pytest.raises(InputError, match="soft cap"):
             model.set_attn_implementation("sdpa")
 

@@ -52,11 +52,11 @@ def half_logits(pair: Pair, case: Case, padded: int) -> tuple[Tensor, Tensor, Te
     return half[0][real].float(), half[1][real].float(), exact
 
 
-def assert_as_good(pair: Pair, case: Case, padded: int, alike: float = 0.99) -> None:
+def assert_as_good(pair: Pair, case: Case, padded: int) -> None:
     theirs, ours, exact = half_logits(pair, case, padded)
     assert len(exact) >= 2000
     assert 1 < exact.std() < 4
-    assert top_agreement(theirs, ours) >= alike
+    assert top_agreement(theirs, ours) >= 0.99
     # Random weights give flat logits, so bfloat16 itself changes the top token of some per cent of the places; the
     # reference's share is ours.
     assert abs(top_agreement(theirs, exact) - top_agreement(ours, exact)) < 0.01
@@ -72,14 +72,17 @@ def test_eager_gives_the_top_tokens_of_the_references_eager(name: str, padded: i
 
 @pytest.mark.parametrize("padded", [0, 9])
 @pytest.mark.parametrize("name", UNCAPPED)
-def test_sdpa_gives_the_top_tokens_of_the_references_sdpa(name: str, padded: int) -> None:
+def test_the_default_gives_the_top_tokens_of_the_references_sdpa(name: str, padded: int) -> None:
     case = case_named(name)
-    assert_as_good(build(case, attention="sdpa", implementation="sdpa", **SIZES), case, padded)
+    assert_as_good(build(case, attention="sdpa", **SIZES), case, padded)
 
 
 @pytest.mark.parametrize("padded", [0, 9])
 @pytest.mark.parametrize("name", CAPPED + UNCAPPED)
-def test_the_default_gives_the_top_tokens_of_the_references_eager(name: str, padded: int) -> None:
-    """It sums in blocks: another order, so on these flat logits another token in up to 1.2 % of the places."""
+def test_blocked_is_as_close_to_float32_as_the_references_eager(name: str, padded: int) -> None:
+    """It sums in another order, which on these flat logits changes some top tokens: 98.5 % stay, not 99 %."""
     case = case_named(name)
-    assert_as_good(build(case, **SIZES), case, padded, alike=0.985)
+    theirs, ours, exact = half_logits(build(case, implementation="blocked", **SIZES), case, padded)
+    assert top_agreement(theirs, ours) >= 0.985
+    assert abs(top_agreement(theirs, exact) - top_agreement(ours, exact)) < 0.01
+    assert (ours - exact).abs().mean() < 1.02 * (theirs - exact).abs().mean()

@@ -93,6 +93,7 @@ class Checkpoint:
         model = self.load(loading)
         if can_pack(model):
             pack(model)
+            model.set_attn_implementation("blocked")
         return model
 
     def reader(self, config: "PretrainedConfig") -> "PaliGemmaProcessor | Gemma3Processor | GemmaTokenizerFast":

@@ -1,11 +1,10 @@
-"""Four ways to compute attention. Each gives the same numbers or refuses; none drops a mask or a cap silently.
+"""Five ways to compute attention. Each gives the same numbers or refuses; none drops a mask or a cap silently.
 
     eager               plain torch, the specification; the only one that gives the weights back
     sdpa                torch's scaled_dot_product_attention; cannot cap scores
     flex_attention      torch's FlexAttention; caps and masks; no dropout
     flash_attention_2   the flash_attn package; caps and windows, but only plain causal rows
-
-Without a name it is `fastest`, which takes the first two, or blocks of queries on a CPU.
+    blocked             on a CPU in bfloat16, by blocks of queries, rounding as eager does; elsewhere sdpa or eager
 
 Shapes: query [B, N, S, H], key and value [B, K, T, H] with K dividing N: kv head j serves query heads jG .. jG+G-1.
 """
@@ -69,7 +68,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: S
     mask = None if view is None or view.sees_all or triangle else view.mask.to(query.device)
     shape = query.shape
     if shape[2] == 1:
-        # The heads of a group see the same keys, so for one token they are rows of one head: ten times as fast.
+        # The heads of a group see the same keys, so for one token they are rows of one head, which is faster.
         query = query.reshape(shape[0], key.shape[1], -1, shape[3])
     mixed = F.scaled_dot_product_attention(
         query,
@@ -171,8 +170,8 @@ def flash(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: 
     return mixed.transpose(1, 2), None
 
 
-def fastest(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: Scores) -> tuple[Tensor, Any]:
-    """What is used without a name: the fastest that is sure to be right for this call."""
+def blocked(query: Tensor, key: Tensor, value: Tensor, view: View | None, scores: Scores) -> tuple[Tensor, Any]:
+    """By blocks of queries where that serves, see blocked_attention.py; else sdpa, or eager where scores are capped."""
     if blocked_attention.serves(query, key, scores.dropout):
         return blocked_attention.attend(query, key, value, view, scores.scale, scores.cap), None
     return (sdpa if scores.cap is None else eager)(query, key, value, view, scores)
@@ -183,17 +182,18 @@ IMPLEMENTATIONS: dict[str, AttentionFunction] = {
     "sdpa": sdpa,
     "flex_attention": flex,
     "flash_attention_2": flash,
+    "blocked": blocked,
 }
 
 
 def choose(name: str | None, cap: float | None = None) -> AttentionFunction:
-    """The implementation of that name; None for `fastest`.
+    """The implementation of that name; None for the fastest of the first two that is sure to be right here.
 
     Raises:
         InputError: an unknown name, a package that is missing, or one that cannot apply the model's soft cap.
     """
     if name is None:
-        return fastest
+        return sdpa if cap is None else eager
     if name not in IMPLEMENTATIONS:
         raise InputError(f"attn_implementation is {name!r}; known are {', '.join(IMPLEMENTATIONS)}.")
     if name == "sdpa" and cap is not None:

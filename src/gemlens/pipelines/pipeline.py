@@ -90,6 +90,8 @@ def pipeline(
         loaded = kind.models.from_pretrained(model, **loading)
         if can_pack(loaded):  # nobody else has it, and it will not be trained
             pack(loaded)
+            if loaded.attn_implementation is None:
+                loaded.set_attn_implementation("blocked")
     return kind(loaded, encoder, **defaults)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them, up to 1.5 times as fast.
+"""Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them.
 
 torch brings a weight into that order at every call, or multiplies without it; here it is done once. No number changes.
 """
