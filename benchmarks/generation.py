@@ -3,7 +3,8 @@
     make real && .venv/bin/python benchmarks/generation.py
 
 Both generate with all that `generate` does; a streamer notes when each token comes. Weights are in bfloat16 and, in
-gemlens, packed for the processor (gemlens.pack) and with attn_implementation="blocked", as its pipelines and its command line have them.
+gemlens, packed for the processor (gemlens.pack), with attn_implementation="blocked", as its pipelines and its command
+line have them.
 """
 
 import time

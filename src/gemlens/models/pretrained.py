@@ -34,7 +34,8 @@ class PreTrainedModel(nn.Module):
     Args:
         config: of the class's `config_class`. Weights are random; `from_pretrained` reads them from files.
         attn_implementation: `"eager"`, `"sdpa"`, `"flex_attention"`, `"flash_attention_2"` or `"blocked"`; None for
-            `"sdpa"`, or `"eager"` where scores are capped. For models with pictures also a dict with the keys `text_config`, `vision_config`.
+            `"sdpa"`, or `"eager"` where scores are capped. For models with pictures also a dict with the keys
+            `text_config`, `vision_config`.
 
     Raises:
         InputError: a config of another class, or an attention implementation that this model cannot use.
