@@ -11,6 +11,11 @@ The way of the data, one direction, seven words:
     kernels/       number formats and their plain arithmetic
     processing/    encode, decode: people <-> numbers
     generation/    sample: the only loop
+    tasks/         understand: text <-> boxes, masks, drawings
+    data/          examples to learn from and to be scored on, from files
+    scenes/        a drawn world of exact examples
+    training/      examples -> weights that learned
+    evals/         examples -> scores
     cli/           ask: the command line
     pipelines/     ask: what a person has -> answers, in one call
     visualize/     the true mask, drawn

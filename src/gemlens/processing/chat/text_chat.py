@@ -19,6 +19,7 @@ def write_chat(
     template: str | None,
     add_generation_prompt: bool,
     continue_final_message: bool,
+    mark_assistant: bool = False,
 ) -> Prompt:
     """The conversation as a template of the tokenizer's writes it, else as Gemma 3's format is.
 
@@ -28,6 +29,7 @@ def write_chat(
         template: Jinja text, or the name of one of several; None for the only one or "default".
         add_generation_prompt: opens the turn of the model.
         continue_final_message: leaves the last message open, to be continued.
+        mark_assistant: marks what the assistant says.
 
     Raises:
         InputError: messages that the template refuses, or pictures.
@@ -45,6 +47,7 @@ def write_chat(
         control_tokens(cast(Encoder, tokenizer)),
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
+        mark_assistant=mark_assistant,
     )
     prompt = write_conversation(messages, style)
     if prompt.pictures:

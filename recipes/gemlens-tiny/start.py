@@ -1,0 +1,128 @@
+"""Makes the folder that the training of gemlens-tiny starts from: config, tokenizer, processor and first weights.
+
+    python recipes/gemlens-tiny/start.py build/gemlens-tiny/start
+
+Weights are random but for what is known beforehand: places that lie near each other have similar vectors, in the
+position table of the picture encoder (sines and cosines of row and column) and among the <loc> tokens.
+"""
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from gemlens import (
+    GemmaConfig,
+    GemmaTokenizerFast,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+)
+from gemlens.processing.paligemma import LOCATIONS, SEGMENTS
+from gemlens.processing.text.pieces import SPACE, Kind, Pieces
+from gemlens.scenes.source import Scenes
+
+SIDE, PATCH, WIDTH = 128, 16, 256
+CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>"]
+LINES = ["\n"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+CHARACTERS = [chr(code) for code in range(33, 127)]
+_LOWER = re.compile(r"[a-z]+")
+
+
+def tokenizer() -> GemmaTokenizerFast:
+    """Whole words of the drawn world's language; everything else, words in pictures too, letter by letter."""
+    texts = Scenes("train", tasks=("caption", "answer", "detect")).texts(20_000)
+    words = [[f"{SPACE}{word}", word] for text in texts for word in _LOWER.findall(text)]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=[*CHARACTERS, SPACE], show_progress=False)
+    trained.train_from_iterator((" ".join(pair) for pair in words), trainer)
+    normal = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    groups = [(Kind.CONTROL, CONTROLS), (Kind.USER_DEFINED, LINES), (Kind.BYTE, BYTES), (Kind.NORMAL, normal)]
+    pieces = Pieces(
+        texts=[text for _, texts in groups for text in texts],
+        scores=[-float(rank) for _, texts in groups for rank in range(len(texts))],
+        kinds=[kind for kind, texts in groups for _ in texts],
+        unknown=CONTROLS.index("<unk>"),
+    )
+    return GemmaTokenizerFast(tokenizer_object=pieces.tokenizer())
+
+
+def processor() -> PaliGemmaProcessor:
+    """Pictures squeezed to SIDE x SIDE; <image>, <loc> and <seg> tokens behind the words."""
+    pictures = SiglipImageProcessor(size={"height": SIDE, "width": SIDE}, image_seq_length=(SIDE // PATCH) ** 2)
+    return PaliGemmaProcessor(pictures, tokenizer())
+
+
+def config(processor: PaliGemmaProcessor) -> PaliGemmaConfig:
+    """8 to 9 million parameters, in the layout of PaliGemma."""
+    vision = SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = GemmaConfig(
+        vocab_size=-(-len(processor.tokenizer) // 64) * 64,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+    )
+    return PaliGemmaConfig(
+        vision_config=vision, text_config=text, image_token_index=processor.image_token_id, projection_dim=WIDTH
+    )
+
+
+def waves(places: Tensor, count: int, shortest: float, longest: float) -> Tensor:
+    """[N] places -> [N, count] sines and cosines whose lengths grow from shortest to longest; unit variance."""
+    lengths = torch.logspace(math.log10(shortest), math.log10(longest), count // 2)
+    angles = 2 * math.pi * places[:, None] / lengths
+    return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1)
+
+
+@torch.no_grad()
+def model(config: PaliGemmaConfig, processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
+    """The model with its first weights."""
+    torch.manual_seed(0)
+    made = PaliGemmaForConditionalGeneration(config)
+    table = made.language_model.embed_tokens.weight
+    table.normal_(std=WIDTH**-0.5)  # what the decoder reads is sqrt(WIDTH) times that
+    table[processor.tokenizer.pad_token_id] = 0
+    bins = torch.arange(1024.0)
+    mixed = waves(bins, WIDTH, 16, 4096) @ torch.nn.init.orthogonal_(torch.empty(WIDTH, WIDTH))
+    table[processor.tokenizer.convert_tokens_to_ids(list(LOCATIONS))] = 0.5 * mixed * WIDTH**-0.5
+    rows = torch.arange(SIDE // PATCH, dtype=torch.float32)
+    across = waves(rows, WIDTH // 2, 2.5, 32)
+    grid = torch.cat([across[:, None].expand(-1, len(rows), -1), across[None].expand(len(rows), -1, -1)], -1)
+    made.vision_tower.vision_model.embeddings.position_embedding.weight.copy_(0.5 * grid.flatten(0, 1))
+    return made
+
+
+def main() -> None:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    made = processor()
+    started = model(config(made), made)
+    started.save_pretrained(folder)
+    made.save_pretrained(folder)
+    print(f"{started.num_parameters():,} parameters, {len(made.tokenizer)} tokens ({len(SEGMENTS)} of them codes)")
+
+
+if __name__ == "__main__":
+    main()
