@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from processing.processor_pairs import backend
 
 from gemlens import (
     GemmaConfig,
@@ -18,6 +17,7 @@ from gemlens import (
     SiglipVisionConfig,
 )
 from gemlens.training.settings import Settings, settings_of
+from processing.processor_pairs import backend
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 
@@ -55,7 +55,7 @@ def data_file(folder: Path, count: int = 24) -> Path:
 
 
 def settings(folder: Path, **said: Any) -> Settings:
-    """A full training of 6 steps, in float32; `folder` gets the model, the data and the output unless they are there."""
+    """A full training of 6 steps, in float32; `folder` gets model and data unless they are there."""
     model, data = folder / "model", folder / "data" / "train.jsonl"
     if not model.exists():
         model_folder(model)

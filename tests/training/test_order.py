@@ -1,6 +1,7 @@
 """Which example comes when, and at which rate it is learned."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     assert rates[10] == 2.0
     assert rates[55] == pytest.approx(2 * (0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2))
     assert rates[99] > 0.2
-    assert all(after < before for before, after in zip(rates[10:], rates[11:], strict=False))
+    assert all(after < before for before, after in pairwise(rates[10:]))
 
 
 def test_a_constant_rate_stays_and_no_warmup_starts_at_once() -> None:

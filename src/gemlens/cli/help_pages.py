@@ -17,14 +17,21 @@ def pages() -> dict[str, str]:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     listing = "\n".join(f"- [gemlens {name}]({name}.md)" for name in group.commands)
-    found = {"README.md": f"{_page('gemlens', group)}\n{listing}\n"}
+    found = {"README.md": f"# gemlens\n\n{_WRITTEN_BY}\n\n{_help('gemlens', group)}\n{listing}\n"}
     return found | {f"{name}.md": _page(f"gemlens {name}", command) for name, command in group.commands.items()}
 
 
 def _page(name: str, command: Any) -> str:
+    """Of a command, and of the commands in it if it is a group."""
+    inside = getattr(command, "commands", {})
+    parts = [f"\n## {name} {each}\n\n{_help(f'{name} {each}', part)}" for each, part in inside.items()]
+    return f"# {name}\n\n{_WRITTEN_BY}\n\n{_help(name, command)}{''.join(parts)}"
+
+
+def _help(name: str, command: Any) -> str:
     context = typer.Context(command, info_name=name, terminal_width=_WIDTH, max_content_width=_WIDTH)
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
-    return f"# {name}\n\n{_WRITTEN_BY}\n\n```text\n{text}\n```\n"
+    return f"```text\n{text}\n```\n"
 
 
 def write(folder: Path) -> None:

@@ -135,9 +135,7 @@ def _single(scene: Scene) -> list[Thing]:
 
 def _present(scene: Scene, chance: Random) -> Kind:
     """A kind that is there, or any where nothing is."""
-    return chance.choice(
-        sorted({thing.kind.name for thing in scene.things}) and [t.kind for t in scene.things] or KINDS
-    )
+    return chance.choice([thing.kind for thing in scene.things] or KINDS)
 
 
 def _absent(scene: Scene, chance: Random) -> Kind:

@@ -4,7 +4,6 @@ A run that is taken up again first drops the lines of steps that it will make on
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Metrics:
         temporary = self._path.with_suffix(".unfinished")
         try:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
-            os.replace(temporary, self._path)
+            temporary.replace(self._path)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"'{self._path}' cannot be written ({error.strerror}).") from error
