@@ -1,17 +1,22 @@
 """`gemlens train` and `gemlens merge`: flags over recipe, one schema, what they print and how they end."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from training.small_run import settings
 from typer.testing import Result
 
 from gemlens import PaliGemmaForConditionalGeneration
 from gemlens.training.adapters import load_adapter
 from gemlens.training.settings import Settings, described
+from training.small_run import settings
 
 Call = Callable[..., Result]
 
@@ -64,6 +69,19 @@ def test_mistakes_are_sentences(gemlens: Call, recipe: Path) -> None:
     assert "The recipe" in result.stderr
     assert result.exit_code == 1
     assert gemlens("train", recipe, "--learn", "1").exit_code == 2
+
+
+def test_ctrl_c_saves_the_step_and_ends_with_130(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gemlens", "train", str(recipe), "--steps", "100000", "--log-every", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    [step] = re.findall(r"Stopped after step (\d+);", said)
+    assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):08}" / "state.json").exists()
 
 
 def test_a_merged_model_answers_as_the_model_with_its_adapter(gemlens: Call, tmp_path: Path) -> None:

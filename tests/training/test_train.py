@@ -113,9 +113,7 @@ def told(wanted: dict[str, Any], steps: Connection) -> None:
 def processes() -> ForkServerContext:
     """Processes that have torch loaded when they begin."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["gemlens.training.train", "gemlens.models.auto", "gemlens.processing.paligemma"]
-    )
+    context.set_forkserver_preload(["gemlens.training.train", "gemlens.models.auto", "gemlens.processing.paligemma"])
     return context
 
 
@@ -155,6 +153,17 @@ def test_dropout_draws_the_same_after_a_stop(tmp_path: Path) -> None:
     again = train(wanted)
     name = "adapter_model.safetensors"
     assert (straight / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    straight = weights(train(settings(tmp_path, output=str(tmp_path / "straight"))))
+    wanted = settings(tmp_path)
+    asked: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, say=asked.append, stop=lambda: (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 3)
+    assert asked == ["Stopped after step 3; the same training goes on from there."]
+    assert [place.name for place in checkpoints.found(tmp_path / "run" / "checkpoints")] == ["step-00000003"]
+    assert same(weights(train(wanted)), straight)
 
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:

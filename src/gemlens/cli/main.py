@@ -18,13 +18,22 @@ import typer
 from typer.core import TyperGroup
 
 import gemlens
+from gemlens.cli.ask import ask
+from gemlens.cli.caption import caption
 from gemlens.cli.chat import chat
 from gemlens.cli.convert import convert
+from gemlens.cli.data import data
+from gemlens.cli.demo import demo
+from gemlens.cli.detect import detect
+from gemlens.cli.evaluate import evaluate
 from gemlens.cli.inspect import inspect
 from gemlens.cli.mask import mask
+from gemlens.cli.merge import merge
 from gemlens.cli.quantize import quantize
 from gemlens.cli.run import run
+from gemlens.cli.segment import segment
 from gemlens.cli.terminal import tell
+from gemlens.cli.train import train
 from gemlens.errors import GemlensError
 
 
@@ -108,5 +117,21 @@ def options(
     """
 
 
-for command in (run, chat, inspect, mask, convert, quantize):
+for command in (
+    demo,
+    caption,
+    ask,
+    detect,
+    segment,
+    run,
+    chat,
+    inspect,
+    mask,
+    convert,
+    quantize,
+    train,
+    merge,
+    evaluate,
+):
     app.command()(command)
+app.add_typer(data, name="data")

@@ -28,13 +28,13 @@ def train(
     gemlens train recipe.toml
     gemlens train --model google/paligemma2-3b-pt-224 --data boxes.jsonl --output boxes --learning-rate 1e-4
     """
-    from gemlens.cli.training_progress import Progress
+    from gemlens.cli.training_progress import Interruption, Progress
     from gemlens.training.train import train as run
 
     said = read_recipe(recipe) if recipe else {}
     settings = settings_of(_over(said, flags))
-    with Progress() as progress:
-        result = run(settings, watch=progress.step, say=progress.say)
+    with Progress() as progress, Interruption() as interruption:
+        result = run(settings, watch=progress.step, say=progress.say, stop=interruption.came)
     tell(f"The result is in {result}.")
 
 

@@ -1,9 +1,10 @@
 """How a training shows itself on standard error: a bar on a terminal, else a line now and then."""
 
+import signal
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -46,6 +47,32 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Shows a sentence above the bar."""
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+class Interruption:
+    """Ctrl-C or a request to end, once: the training ends its step and saves. The second time it stops at once."""
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._give_back()
+
+    def came(self) -> bool:
+        """Whether it came."""
+        return self._came
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 _PLAIN = 4  # values of a step without an evaluation

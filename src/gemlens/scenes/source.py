@@ -13,6 +13,7 @@ from gemlens.scenes.scene import SPLITS, Scene, draw
 from gemlens.tasks.masks import Codec
 
 _TRIES = 50  # scenes to look at for one that a question can be asked of
+_EXAMPLES = 2**40  # of a seed: more than any count, so that seeds share no scene and the count changes none
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Scenes:
             raise IndexError(index)
         task = self._turns[index % len(self._turns)]
         for attempt in range(_TRIES):
-            number = (self.seed * self.count + index) * _TRIES + attempt
+            number = (self.seed * _EXAMPLES + index) * _TRIES + attempt
             scene = draw(number, self.split)
             chance = Random(f"{self.split}:{number}:{task}")
             question = segment(scene, chance, self._codec) if task == "segment" else ASK[task](scene, chance)

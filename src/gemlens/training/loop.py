@@ -28,6 +28,7 @@ from gemlens.training.settings import Settings
 Say = Callable[[str], None]
 Evaluate = Callable[[], Mapping[str, float]]
 Watch = Callable[[int, int, Mapping[str, float]], None]
+Stop = Callable[[], bool]
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Run:
         keep_best: writes the result somewhere; called when an evaluation is the best so far.
         watch: told (step, steps, values) after each step.
         say: told sentences.
+        stop: asked after each step whether to save and stop there.
     """
 
     settings: Settings
@@ -53,6 +55,7 @@ class Run:
     keep_best: Callable[[], None] | None = None
     watch: Watch = field(default=lambda step, steps, values: None)
     say: Say = field(default=lambda sentence: None)
+    stop: Stop = field(default=lambda: False)
 
     def __post_init__(self) -> None:
         self.steps = steps_of(self.settings, len(self.source))
@@ -66,6 +69,7 @@ class Run:
 
         Raises:
             GemlensError: an example cannot be read, a file cannot be written, or the loss is no longer a number.
+            KeyboardInterrupt: `stop` said so; where the run stands is saved.
         """
         start = self._resume()
         metrics = Metrics(self.folder, start, self.settings.tensorboard)
@@ -76,6 +80,10 @@ class Run:
                 values = self._step(step)
                 values["seconds"] = time.perf_counter() - began
                 self._after(step.number + 1, values, metrics)
+                if self.stop() and step.number + 1 < self.steps:
+                    self._save(step.number + 1)
+                    self.say(f"Stopped after step {step.number + 1}; the same training goes on from there.")
+                    raise KeyboardInterrupt
         finally:
             metrics.close()
 
@@ -122,8 +130,11 @@ class Run:
             metrics.write(done, values)
         self.watch(done, self.steps, values)
         if done % settings.save_every == 0 or is_last:
-            state = checkpoints.State(done, self.best, settings.to_dict())
-            checkpoints.save(self.folder / "checkpoints", self.model, self.optimizer, state, settings.keep)
+            self._save(done)
+
+    def _save(self, done: int) -> None:
+        state = checkpoints.State(done, self.best, self.settings.to_dict())
+        checkpoints.save(self.folder / "checkpoints", self.model, self.optimizer, state, self.settings.keep)
 
     def _keep_if_best(self, scored: Mapping[str, float]) -> None:
         name = "validation_loss" if self.settings.metric == "loss" else self.settings.metric

@@ -20,7 +20,7 @@ from gemlens.models.generative import GenerativeModel
 from gemlens.training import metrics, plot
 from gemlens.training.batches import Collator
 from gemlens.training.loading import Batch
-from gemlens.training.loop import Run, Say, Watch, mean_loss
+from gemlens.training.loop import Run, Say, Stop, Watch, mean_loss
 from gemlens.training.objective import Objective
 from gemlens.training.settings import Settings
 
@@ -49,7 +49,11 @@ class Trainee:
 
 
 def train(
-    settings: Settings, *, watch: Watch = lambda step, steps, values: None, say: Say = lambda sentence: None
+    settings: Settings,
+    *,
+    watch: Watch = lambda step, steps, values: None,
+    say: Say = lambda sentence: None,
+    stop: Stop = lambda: False,
 ) -> Path:
     """Trains, or goes on where a run with the same settings and output stopped.
 
@@ -57,12 +61,14 @@ def train(
         settings: of the run.
         watch: told (step, steps, values) after each step.
         say: told sentences.
+        stop: asked after each step whether to save and stop there.
 
     Returns:
         The folder of the result: the best model or adapter, or without validation the last one.
 
     Raises:
         GemlensError: something cannot be read or written, or does not fit.
+        KeyboardInterrupt: `stop` said so; where the run stands is saved.
     """
     from gemlens.checkpoints.save import write_json
     from gemlens.data.sources import open_source
@@ -71,7 +77,7 @@ def train(
     source = open_source(*settings.data)
     collator = Collator(trainee.processor, max_length=settings.max_length or None)
     folder = Path(settings.output)
-    run = Run(settings, trainee.model, source, collator, watch=watch, say=say)
+    run = Run(settings, trainee.model, source, collator, watch=watch, say=say, stop=stop)
     if settings.validation:
         run.evaluate = Evaluation(settings, trainee, open_source(settings.validation), collator)
         run.keep_best = partial(trainee.save, folder / "best", settings.method)
