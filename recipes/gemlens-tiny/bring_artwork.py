@@ -17,7 +17,7 @@ from gemlens.scenes.kinds import KINDS
 LONGEST = 320
 PHOTOGRAPHS = {
     "train": ["astronaut.png", "brick.png", "camera.png", "china.jpg", "grass.png", "gravel.png",
-              "hubble_deep_field.jpg", "ihc.png", "moon.png", "rocket.jpg"],
+              "hubble_deep_field.jpg", "ihc.png", "microaneurysms.png", "rocket.jpg"],
     "test": ["coffee.png", "coins.png", "flower.jpg", "retina.jpg"],
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_masks_are_where_things_are_drawn() -> None:
         if not scene.things or scene.words:
             continue
         chance = Random(f"train:{seed}")  # the scene's first draws: its size and what is behind it
-        size = (128, 128) if chance.random() < 0.7 else (chance.randint(128, 288), chance.randint(128, 288))
+        size = (128, 128) if chance.random() < 0.7 else (chance.randint(128, 224), chance.randint(128, 224))
         empty = artwork.background(chance, "train", size)
         changed = np.asarray(ImageChops.difference(scene.picture, empty)).max(2) > 24
         inside = np.any([thing.mask for thing in scene.things], axis=0)
@@ -108,4 +108,3 @@ def test_every_kind_has_a_picture_of_its_own_and_comes_about_equally_often() -> 
 def test_an_unknown_split_is_a_sentence() -> None:
     with pytest.raises(InputError, match="no split 'validation' of scenes; there are train, test"):
         draw(0, "validation")
-

@@ -1,7 +1,7 @@
 """A scene -> a prompt and its one right answer, in the words of PaliGemma's tasks.
 
 Answers have one form, so that a small model can learn them: kinds in the order of the alphabet, things of a kind from
-top to bottom, words from left to right. A question is asked only where its answer is beyond doubt.
+top to bottom, words as one reads them. A question is asked only where its answer is beyond doubt.
 """
 
 from collections import Counter

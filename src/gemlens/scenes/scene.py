@@ -5,6 +5,7 @@ is visible: a mask is where the thing is more than half opaque and nothing lies 
 """
 
 from dataclasses import dataclass
+from functools import cmp_to_key
 from random import Random
 
 import numpy as np
@@ -56,7 +57,7 @@ class Scene:
     Args:
         picture: RGB.
         things: from the farthest to the nearest.
-        words: from left to right, by their middles.
+        words: as one reads: lines from the top, words of a line from the left.
     """
 
     picture: Image.Image
@@ -73,7 +74,7 @@ def draw(seed: int, split: str = "train") -> Scene:
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r} of scenes; there are {', '.join(SPLITS)}.")
     chance = Random(f"{split}:{seed}")
-    size = (SIDE, SIDE) if chance.random() < 0.7 else (chance.randint(128, 288), chance.randint(128, 288))
+    size = (SIDE, SIDE) if chance.random() < 0.7 else (chance.randint(128, 224), chance.randint(128, 224))
     canvas = _Canvas(artwork.background(chance, split, size), chance)
     count = chance.choices((0, 1, 2, 3, 4, 5, 6), (3, 15, 20, 20, 17, 15, 10))[0]
     kinds = chance.sample(KINDS, chance.randint(1, 4))
@@ -134,7 +135,7 @@ class _Canvas:
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
                 things.append(Thing(kind, Box(*map(float, edges)), mask))
-        ordered = sorted(self._words, key=lambda word: (word.box.left + word.box.right, word.box.top))
+        ordered = sorted(self._words, key=cmp_to_key(_read_after))
         return Scene(self._picture, tuple(things), tuple(ordered))
 
     def _varied(self, drawn: Image.Image) -> Image.Image:
@@ -163,6 +164,13 @@ class _Canvas:
             if left < _VISIBLE * self._areas[number]:
                 return False
         return True
+
+
+def _read_after(first: Word, second: Word) -> float:
+    """Above 0 where the first of two words is read second: it stands lower, or on the same line to the right."""
+    one, other = first.box, second.box
+    shared = min(one.bottom, other.bottom) - max(one.top, other.top)
+    return one.left - other.left if 2 * shared > min(one.height, other.height) else one.top - other.top
 
 
 def _lettering(text: str, height: int, chance: Random) -> tuple[Image.Image, tuple[float, float, float, float]]:
