@@ -33,12 +33,12 @@ CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>"]
 LINES = ["\n"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 CHARACTERS = [chr(code) for code in range(33, 127)]
-_LOWER = re.compile(r"[a-z]+")
+_LOWER = re.compile(r"[a-z]+|-")
 
 
 def tokenizer() -> GemmaTokenizerFast:
     """Whole words of the drawn world's language; everything else, words in pictures too, letter by letter."""
-    texts = Scenes("train", tasks=("caption", "answer", "detect")).texts(20_000)
+    texts = Scenes("train", tasks=("caption", "answer", "detect", "map")).texts(10_000)
     words = [[f"{SPACE}{word}", word] for text in texts for word in _LOWER.findall(text)]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -2,7 +2,11 @@
 
     python recipes/gemlens-tiny/train_mask_codec.py src/gemlens/assets/gemlens-tiny/mask_codec.npz
 
-Every sixth kind of thing is held out; the scores at the end say how well masks of those come back.
+Takes about 10 minutes on an idle core. Every sixth kind of thing is held out; the scores at the end say how well masks
+come back:
+
+    learned: 0.945, in test scenes 0.933
+    held out: 0.950, in test scenes 0.950
 """
 
 import argparse
@@ -53,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     path = parser.parse_args().path
+    path.parent.mkdir(parents=True, exist_ok=True)  # now, not after the training
     torch.set_num_threads(1)  # the order in which several add up may change with the machine
     learned = tuple(kind for kind in KINDS if kind not in HELD_OUT)
 

@@ -12,7 +12,7 @@ from gemlens.scenes.questions import ASK, TASKS, Question, segment
 from gemlens.scenes.scene import SPLITS, Scene, draw
 from gemlens.tasks.masks import Codec
 
-_TRIES = 50  # scenes to look at for one that a question can be asked of
+_TRIES = 1000  # scenes to look at for one that a question can be asked of
 _EXAMPLES = 2**40  # of a seed: more than any count, so that seeds share no scene and the count changes none
 
 

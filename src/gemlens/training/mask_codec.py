@@ -39,9 +39,9 @@ class CodecSettings:
         bfloat16: convolutions in bfloat16, twice as fast on a CPU that has it.
     """
 
-    steps: int = 5000
-    batch: int = 96
-    plain: int = 300
+    steps: int = 2500
+    batch: int = 64
+    plain: int = 200
     learning_rate: float = 1e-3
     commitment: float = 0.25
     decay: float = 0.99
@@ -50,14 +50,13 @@ class CodecSettings:
 
 
 def train(
-    silhouettes: Tensor, settings: CodecSettings, report: Callable[[int, float, float], None] | None = None
+    silhouettes: Tensor, settings: CodecSettings, report: Callable[[int, float], None] | None = None
 ) -> MaskCodec:
     """A codec that has learned masks of these silhouettes and of random shapes. The same seed gives the same codec.
 
     Args:
         silhouettes: [K, 64, 64] in [0, 1].
-        report: called after each step with its number from 1, the mean squared error of the values in [-1, 1], and the
-            part of the codebook that is in use.
+        report: called after each step with its number, from 1, and the mean squared error of the values in [-1, 1].
 
     Raises:
         InputError: silhouettes of another shape, or none.
@@ -67,7 +66,7 @@ def train(
         torch.manual_seed(settings.seed)
         codec = MaskCodec().train()
         codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; absent from torch's stubs
-        codebook = _Codebook(codec, settings.decay)
+        codebook = MovingCodebook(codec, settings.decay)
         optimizer = torch.optim.Adam(codec.parameters(), settings.learning_rate)
         for step in range(1, settings.steps + 1):
             masks = make(settings.batch)
@@ -86,7 +85,7 @@ def train(
             torch.autograd.backward(error + settings.commitment * F.mse_loss(latents, vectors))
             optimizer.step()
             if report is not None:
-                report(step, error.item(), codebook.used())
+                report(step, error.item())
     return codec.eval()
 
 
@@ -95,8 +94,13 @@ def _part_of_rate(step: int, steps: int) -> float:
     return min(1.0, 50 * step / steps) * (1 + cos(pi * step / steps)) / 2
 
 
-class _Codebook:
-    """Moves the vectors of a codec."""
+class MovingCodebook:
+    """Moves the vectors of a codec.
+
+    Args:
+        codec: its codebook and moving averages are written to.
+        decay: of the moving averages.
+    """
 
     def __init__(self, codec: MaskCodec, decay: float) -> None:
         self._codec = codec
@@ -108,7 +112,7 @@ class _Codebook:
     def lay(self, latents: Tensor) -> None:
         """Puts the vectors where latents [N, 16, 512] are, by k-means from random ones of them."""
         flat = latents.flatten(0, 1)
-        self._place(torch.ones(CODES, dtype=torch.bool), flat)
+        self._place(torch.ones(CODES, dtype=torch.bool), flat)  # all of them
         for _ in range(_ROUNDS):
             self._follow(flat, self._codec.nearest(flat), 0.0)
 
@@ -119,22 +123,18 @@ class _Codebook:
         self._follow(latents.flatten(0, 1), codes.flatten(), self._decay)
         return vectors
 
-    def used(self) -> float:
-        """The part of the codebook that is chosen often enough to stay."""
-        return float((self._counts >= _UNUSED * self._counts.mean()).float().mean())
-
     def _follow(self, flat: Tensor, codes: Tensor, decay: float) -> None:
         chosen = F.one_hot(codes, CODES).to(flat)  # [n, 128]
         self._counts.lerp_(chosen.sum(0), 1 - decay)
         self._sums.lerp_(chosen.T @ flat, 1 - decay)
         self._place(self._counts < _UNUSED * self._counts.mean(), flat)
-        self._codec.codebook.copy_(self._sums / self._counts[:, None])
 
     def _place(self, which: Tensor, flat: Tensor) -> None:
-        """Moves some vectors to random ones of [n, 512], as if those had been chosen as often as the mean."""
-        count = int(which.sum())
-        self._counts[which] = len(flat) / CODES
-        self._sums[which] = flat[torch.randint(len(flat), (count,))] * (len(flat) / CODES)
+        """Sets some averages [128] to random ones of [n, 512], as if chosen as often as the mean; then all vectors."""
+        mean = len(flat) / CODES
+        self._counts[which] = mean
+        self._sums[which] = flat[torch.randint(len(flat), (int(which.sum()),))] * mean
+        self._codec.codebook.copy_(self._sums / self._counts[:, None])
 
 
 class MaskMaker:
@@ -159,28 +159,31 @@ class MaskMaker:
     def __call__(self, count: int) -> Tensor:
         """`count` masks [count, 64, 64] in [0, 1], each cut to its box."""
         things = self._things(count)
-        others = _window(things.roll(1, 0), self._uniform(count, 2, low=-1.0, high=1.0), torch.ones(count, 2), _CANVAS)
+        others = self._moved(things.roll(1, 0))
         lot = self._uniform(count, 1, 1)
-        things = torch.where(lot < 0.2, things * (1 - others), things)  # covered
-        things = torch.where(lot > 0.9, torch.maximum(things, others), things)  # joined
+        things = torch.where(lot < 0.25, things * (1 - others), things)  # covered
+        things = torch.where(lot > 0.85, torch.maximum(things, others), things)  # joined
         return cut_to_box(things > 0.5)
 
+    def _moved(self, things: Tensor) -> Tensor:
+        """Shifted by up to half the canvas both ways."""
+        shift = self._uniform(len(things), 2, 1, low=-1.0, high=1.0)
+        return _sampled(things, torch.cat([torch.eye(2).expand(len(things), 2, 2), shift], 2))
+
     def _things(self, count: int) -> Tensor:
-        """[count, 96, 96]: about two silhouettes for each random shape."""
+        """[count, 96, 96]: silhouettes, and as many random shapes."""
         chosen = torch.randint(len(self._silhouettes), (count,), generator=self._random)
         silhouettes = self._turned(self._silhouettes[chosen])
-        return torch.where(self._chance(0.65, count, 1, 1), silhouettes, self._shapes(count).float())
+        return torch.where(self._chance(0.5, count, 1, 1), silhouettes, self._shapes(count).float())
 
     def _turned(self, silhouettes: Tensor) -> Tensor:
         """Mirrored, squeezed and, half of them, turned by up to half a circle."""
         count = len(silhouettes)
         angle = self._uniform(count, low=-pi, high=pi) * self._chance(0.5, count)
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-        squeeze = self._uniform(count, 2, 1, low=1.4, high=2.2)
+        squeeze = self._uniform(count, 1, 1, low=1.4, high=3.0) * self._uniform(count, 2, 1, low=1.0, high=1.4)
         mirror = torch.where(self._chance(0.5, count, 1, 1), torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
-        theta = torch.cat([turn * squeeze * mirror, torch.zeros(count, 2, 1)], 2)
-        grid = F.affine_grid(theta, [count, 1, _CANVAS, _CANVAS], align_corners=False)
-        return F.grid_sample(silhouettes[:, None], grid, align_corners=False)[:, 0]
+        return _sampled(silhouettes, torch.cat([turn * squeeze * mirror, torch.zeros(count, 2, 1)], 2))
 
     def _shapes(self, count: int) -> Tensor:
         """bool [count, 96, 96]: polygons, and what lies between a rhombus, an ellipse and a rectangle."""
@@ -197,7 +200,7 @@ class MaskMaker:
         """Corners at equal angles around the middle and at random distances; [count, 96, 96]."""
         count = len(x)
         corners = torch.randint(3, _CORNERS + 1, (count, 1, 1), generator=self._random)
-        distances = self._uniform(count, _CORNERS, low=0.2, high=0.9)
+        distances = self._uniform(count, _CORNERS, low=0.1, high=0.9)
         place = (torch.atan2(y, x) / (2 * pi) + 0.5) * corners  # 0 to `corners` along the circle
         corner = place.long().clamp(max=corners - 1)
         begin = distances.gather(1, corner.flatten(1)).view_as(place)
@@ -215,19 +218,22 @@ class MaskMaker:
 
 
 def cut_to_box(masks: Tensor) -> Tensor:
-    """bool [N, H, W] -> [N, 64, 64] in [0, 1], the box of what is inside, stretched; of an empty one the whole."""
-    masks = masks | ~masks.flatten(1).any(1)[:, None, None]
-    ends = []
-    for line in (masks.any(1).int(), masks.any(2).int()):  # along x, along y
-        length = line.shape[1]
-        first, last = line.argmax(1), length - line.flip(1).argmax(1)
-        ends.append(torch.stack([first, last], 1) / length * 2 - 1)
-    low, high = torch.stack(ends, 2).unbind(1)  # [N, 2] each, in [-1, 1]
-    return _window(masks.float(), (low + high) / 2, (high - low) / 2, SIDE)
+    """bool [N, H, W] -> [N, 64, 64] in [0, 1]: the box of what is inside, resized as tasks/masks.py does it.
+
+    An empty mask becomes a full one.
+    """
+    return torch.stack([_cut(mask) for mask in masks])
 
 
-def _window(pictures: Tensor, middle: Tensor, half: Tensor, side: int) -> Tensor:
-    """Cuts [N, side, side] out of [N, H, W], which spans -1 to 1: around middle [N, 2], x and y, by half size [N, 2]."""
-    theta = torch.cat([torch.diag_embed(half), middle[:, :, None]], 2)
-    grid = F.affine_grid(theta, [len(pictures), 1, side, side], align_corners=False)
+def _cut(mask: Tensor) -> Tensor:
+    if not mask.any():
+        return torch.ones(SIDE, SIDE)
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].float()
+    return F.interpolate(part[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)[0, 0]
+
+
+def _sampled(pictures: Tensor, affine: Tensor) -> Tensor:
+    """[N, H, W] seen through affine maps [N, 2, 3] of coordinates from -1 to 1; [N, 96, 96], 0 outside."""
+    grid = F.affine_grid(affine, [len(pictures), 1, _CANVAS, _CANVAS], align_corners=False)
     return F.grid_sample(pictures[:, None], grid, align_corners=False)[:, 0]
