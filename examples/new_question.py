@@ -54,7 +54,9 @@ def picture(chance: Random, split: str, shape: str) -> Image.Image:
     for x, y in SHAPES[shape]:
         across, down = x - 0.5, y - 0.5
         turned = (across * math.cos(angle) - down * math.sin(angle), across * math.sin(angle) + down * math.cos(angle))
-        corners.append(tuple(FINER * (edge + size * (0.5 + part)) for edge, part in zip((left, top), turned, strict=True)))
+        corners.append(
+            tuple(FINER * (edge + size * (0.5 + part)) for edge, part in zip((left, top), turned, strict=True))
+        )
     stencil = Image.new("L", (SIDE * FINER, SIDE * FINER))
     ImageDraw.Draw(stencil).polygon(corners, fill=255)
     colour = tuple(chance.randrange(256) for _ in "rgb")

@@ -58,7 +58,7 @@ def stir(model: nn.Module, seed: int = 5) -> None:
     """Sizeable numbers in everything that learns, the same for weights of the same names and shapes."""
     numbers = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
+        for _, weight in sorted(model.named_parameters()):
             if weight.requires_grad:
                 weight.add_(torch.randn(weight.shape, generator=numbers).to(weight.dtype) * 0.1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gemlens.checkpoints.device_map import Placing, placing_for
 from gemlens.checkpoints.gguf import GGUFFile
@@ -94,7 +95,7 @@ def load_pretrained(
     if dtype is None and rounding is not None:
         dtype = default_dtype(rounding, weights)
     number_format = _number_format(dtype, config, files)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = model_class(config, attn_implementation=attn_implementation)  # type: ignore[call-arg]
     layout, bits, convert = layout_of(model_class), {}, {}
     if rounding is not None:
@@ -112,6 +113,11 @@ def load_pretrained(
 def save_pretrained(model: "PreTrainedModel", folder: Path, max_shard_size: int | str) -> None:
     """Weights in the published layout, then `config.json`; see `PreTrainedModel.save_pretrained`."""
     layout = layout_of(type(model))
+    if adapted := [name for name in model.state_dict() if name.endswith(".lora_A")]:
+        raise InputError(
+            f"'{adapted[0].removesuffix('.lora_A')}' has an adapter, for which checkpoints have no place; merge it "
+            "first (gemlens.training.lora.merge_lora), or save it alone (gemlens.training.adapters.save_adapter)."
+        )
     state = {published_name(name, layout): tensor for name, tensor in model.state_dict().items()}
     metadata = None
     if "quantization_config" in model.config.extra:
@@ -130,6 +136,15 @@ def layout_of(model_class: type[nn.Module]) -> Layout:
         if ancestor.__name__ in _LAYOUTS:
             return _LAYOUTS[ancestor.__name__]
     raise InputError(f"{model_class.__name__} extends no model class of gemlens, so its files' layout is not known.")
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no numbers for new weights: on the meta device there are none, and torch imports its compiler to say so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _open_gguf(origin: Origin, names: str | tuple[str, str] | list[str], with_pictures: bool) -> GGUFSource:

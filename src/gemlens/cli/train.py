@@ -26,7 +26,7 @@ def train(
 
     \b
     gemlens train recipe.toml
-    gemlens train --model google/paligemma2-3b-pt-224 --data boxes.jsonl --output boxes --learning-rate 1e-4
+    gemlens train --model google/paligemma2-3b-pt-224 --data boxes.jsonl --output boxes --steps 500
     """
     from gemlens.cli.training_progress import Interruption, Progress
     from gemlens.training.train import train as run

@@ -26,7 +26,8 @@ from gemlens.errors import CheckpointError, InputError
 from gemlens.models.generative import GenerativeModel
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.training import lora, peft_config
-from gemlens.training.lora import LoraSettings, lora_layers
+from gemlens.training.lora import lora_layers
+from gemlens.training.lora_settings import LoraSettings
 from gemlens.training.peft_config import PeftConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -76,6 +77,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> list[str]:
         CheckpointError: files that are missing, damaged, pickled or of another model, or that ask for more than LoRA.
         InputError: the model has an adapter already.
     """
+    lora.refuse_second(model)
     origin = Origin(folder)
     config = peft_config.read(read_json(origin.fetch(CONFIG_FILE)))
     source = SafetensorsSource(_weights_of(origin))
@@ -187,15 +189,18 @@ def _find(model: PreTrainedModel, source: SafetensorsSource) -> _Found:
     for ours, theirs in fitting.names.items():
         if (split := layout.split(ours)) is not None:
             prefixes[split[0]] = theirs.removesuffix(split[1])
-    called = {}
-    for name in (*lora.linear_layers(model), *(name for name, _ in model.named_parameters(remove_duplicate=False))):
-        part, rest = layout.split(name) or ("", name)
-        called[name] = prefixes[part] + rest if part in prefixes else name
+
+    def called(weight: str) -> str:
+        part, rest = layout.split(weight) or ("", weight)
+        return prefixes[part] + rest if part in prefixes else weight
+
+    names = {weight: called(weight) for weight, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name: called(f"{name}.weight").removesuffix(".weight") for name in lora.linear_layers(model)}
     found = {name: files[theirs] for name, theirs in fitting.names.items()}
     a = {name.removesuffix(_A): file for name, file in found.items() if name.endswith(_A)}
     b = {name.removesuffix(_B): file for name, file in found.items() if name.endswith(_B)}
     weights = {name: file for name, file in found.items() if not name.endswith((_A, _B))}
-    return _Found(a, b, weights, called, unknown)
+    return _Found(a, b, weights, names, unknown)
 
 
 def _check(model: PreTrainedModel, source: SafetensorsSource, config: PeftConfig, found: _Found) -> None:

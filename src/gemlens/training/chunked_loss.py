@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from gemlens.models.layers import softcap
 
 CHUNK = 256
+_WIDE = 2**20  # logits that are float32 at once: 4 MB, which stay near the processor
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,16 @@ class _InForward(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=weights.dtype) if of_weight else None
         shape = (min(rule.chunk, len(hidden)), len(matrix))
         products = matrix.new_empty(shape)  # logits, and then their gradient; fresh memory for each would cost time
-        wide = products if dtype is weights.dtype else products.new_empty(shape, dtype=weights.dtype)
+        rows = max(1, _WIDE // len(matrix))
+        wide = products.new_empty((min(rows, len(products)), len(matrix)), dtype=weights.dtype)
         for part in _chunks(len(hidden), rule.chunk):
             counts = weights[part]
-            logits, slope = products[: len(counts)], wide[: len(counts)]
+            logits = products[: len(counts)]
             torch.mm(states[part], matrix.t(), out=logits)
-            losses = _losses_then_slope(slope.copy_(logits), targets[part], rule)
-            total += (losses * counts).sum()
-            logits.copy_(slope)
+            for few in _chunks(len(counts), rows):
+                slope = wide[: len(logits[few])].copy_(logits[few])
+                total += (_losses_then_slope(slope, targets[part][few], rule) * counts[few]).sum()
+                logits[few] = slope
             if hidden_gradient is not None:
                 torch.mul(logits @ matrix, counts.unsqueeze(1), out=hidden_gradient[part])
             if weight_gradient is not None:

@@ -8,7 +8,6 @@ A model is changed from outside: linear leaves are replaced, and model code neve
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,41 +19,10 @@ from gemlens.errors import CheckpointError, InputError
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.models.swap import swap
 from gemlens.quantization.torchao import QuantizedLinear
+from gemlens.training.lora_settings import LoraSettings
 from gemlens.training.low_rank import frozen_product, low_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def _said(default: float | str | bool | tuple[str, ...], meaning: str) -> Any:
-    return field(default=default, metadata={"help": meaning})
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What linear layers get that learns.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    rank: int = _said(16, "Width of the two thin matrices.")
-    alpha: float = _said(32.0, "Their product is multiplied by alpha / rank.")
-    dropout: float = _said(0.05, "Share of the inputs that they do not see in training.")
-    targets: tuple[str, ...] = _said(("language",), "Which linear layers: language, vision, all-linear, or names.")
-    dtype: str = _said("float32", "Numbers that they are kept in: float32 or bfloat16.")
-    rslora: bool = _said(False, "Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).")
-
-    def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise InputError(f"The rank of LoRA is {self.rank!r}, but it must be a whole number, at least 1.")
-        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
-            raise InputError(f"The alpha of LoRA is {self.alpha!r}, but it must be a number.")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise InputError(f"The dropout of LoRA is {self.dropout!r}, but it must be at least 0 and below 1.")
-        if self.dtype not in DTYPES:
-            raise InputError(f"The dtype of LoRA is {self.dtype!r}, but it must be one of {', '.join(DTYPES)}.")
-        if isinstance(self.targets, str) or not self.targets:
-            raise InputError(f"The targets of LoRA are {self.targets!r}, but they must be a list of names.")
 
 
 class LoraLinear(nn.Module):
@@ -74,6 +42,7 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(settings.rank, base_layer.in_features, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, settings.rank, device=device, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as the paper's code and peft draw it
+        self.train(base_layer.training)
         self.is_rounded = is_traceable_wrapper_subclass(base_layer.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -118,13 +87,22 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
 
 def replace(model: nn.Module, layers: Mapping[str, LoraSettings]) -> list[str]:
     """The same for named layers, with settings of their own."""
-    if lora_layers(model):
-        raise InputError("The model has an adapter already; merge it first, or load the model anew.")
+    refuse_second(model)
     model.requires_grad_(False)
     linear = linear_layers(model)
     ready = {name: LoraLinear(linear[name], settings) for name, settings in layers.items()}
     swap(model, lambda name, _: ready.get(name))
     return list(layers)
+
+
+def refuse_second(model: nn.Module) -> None:
+    """A model has one adapter at a time.
+
+    Raises:
+        InputError: there is one.
+    """
+    if lora_layers(model):
+        raise InputError("The model has an adapter already; merge it first, or load the model anew.")
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -146,7 +124,7 @@ def chosen(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
         InputError: a target means none.
     """
     layout, linear = layout_of(type(model)), [*linear_layers(model)]
-    parts = {name: (layout.split(name) or ("", ""))[0] for name in linear}
+    parts = {name: (layout.split(f"{name}.weight") or ("", ""))[0] for name in linear}
     groups = {
         "language": [name for name in linear if parts[name] == "text"],
         "vision": [name for name in linear if parts[name] == "vision"],

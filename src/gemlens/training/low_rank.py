@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _STEPS = 2**16  # of the noise that dropout compares
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def low_rank(base: Tensor, hidden: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
-    """base + scale * dropout(hidden) A^T B^T; `base` is overwritten.
+    """base + scale * dropout(hidden) A^T B^T.
 
     Args:
         base: [..., out], the product with the frozen weight.
@@ -44,11 +45,21 @@ def _rounded(dropout: float) -> float:
 
 
 def _noise(hidden: Tensor, dropout: float) -> Tensor:
-    """[..., in] bool, False with that probability; four from each random number, as drawing them is what takes time."""
-    count = -(-hidden.numel() // 4)
-    drawn = torch.empty(count, dtype=torch.int64, device=hidden.device).random_(-(2**63), None)
+    """[..., in] int8 for `_masked`, 0 with that probability and else -1, which is all ones.
+
+    Drawing is what takes time, so a random number of 64 bits serves four inputs.
+    """
+    drawn = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64, device=hidden.device).random_(-(2**63), None)
     noise = drawn.view(torch.int16)[: hidden.numel()].view(hidden.shape)
-    return noise >= round(dropout * _STEPS) - _STEPS // 2
+    return torch.ge(noise, round(dropout * _STEPS) - _STEPS // 2, out=torch.empty_like(noise)).neg_().to(torch.int8)
+
+
+def _masked(states: Tensor, kept: Tensor | None) -> Tensor:
+    """Zeros where `kept` is 0: bit by bit, which is several times faster than a product or `where`."""
+    if kept is None:
+        return states
+    whole = _INTEGERS[states.itemsize]
+    return (states.view(whole) & kept.to(whole)).view(states.dtype)
 
 
 class _LowRank(torch.autograd.Function):
@@ -57,15 +68,11 @@ class _LowRank(torch.autograd.Function):
         ctx: Any, base: Tensor, hidden: Tensor, a: Tensor, b: Tensor, scale: float, kept: Tensor | None, rise: float
     ) -> Tensor:
         dtype = base.dtype
-        seen = hidden.to(dtype).flatten(0, -2)
-        if kept is not None:
-            seen, scale = seen * kept.flatten(0, -2), scale * rise
-        inner = seen @ a.to(dtype).T  # [T, R]
-        base.flatten(0, -2).addmm_(inner, b.to(dtype).T, alpha=scale)
-        ctx.mark_dirty(base)
+        scale = scale if kept is None else scale * rise
+        inner = _masked(hidden.to(dtype), kept).flatten(0, -2) @ a.to(dtype).T  # [T, R]
         ctx.save_for_backward(hidden, a, b, inner, kept)
         ctx.scale = scale
-        return base
+        return torch.addmm(base.flatten(0, -2), inner, b.to(dtype).T, alpha=scale).view(base.shape)
 
     @staticmethod
     @once_differentiable
@@ -74,16 +81,13 @@ class _LowRank(torch.autograd.Function):
         dtype = gradient.dtype
         rows = gradient.flatten(0, -2)  # [T, out]
         thin = rows @ (b * ctx.scale).to(dtype)  # [T, R]
-        wanted_hidden, wanted_a, wanted_b = ctx.needs_input_grad[1:4]
         of_hidden = of_a = of_b = None
-        if wanted_b:
+        if ctx.needs_input_grad[1]:
+            of_hidden = _masked((thin @ a.to(dtype)).view(hidden.shape), kept).to(hidden.dtype)
+        if ctx.needs_input_grad[2]:
+            of_a = (thin.T @ _masked(hidden.to(dtype), kept).flatten(0, -2)).to(a.dtype)
+        if ctx.needs_input_grad[3]:
             of_b = (rows.T @ inner).to(b.dtype) * ctx.scale
-        if wanted_a:
-            seen = hidden.to(dtype).flatten(0, -2)
-            of_a = (thin.T @ (seen if kept is None else seen * kept.flatten(0, -2))).to(a.dtype)
-        if wanted_hidden:
-            of_hidden = (thin @ a.to(dtype)).view(hidden.shape)
-            of_hidden = (of_hidden if kept is None else of_hidden.mul_(kept)).to(hidden.dtype)
         return gradient, of_hidden, of_a, of_b, None, None, None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gemlens.errors import CheckpointError
-from gemlens.training.lora import LoraSettings
+from gemlens.training.lora_settings import LoraSettings
 
 # Fields that say nothing about the numbers of a trained adapter.
 _WITHOUT_EFFECT = {
@@ -26,7 +26,7 @@ _READ = {
 _USUAL: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 _OFF: tuple[object, ...] = (None, False, [], {})
 
@@ -93,25 +93,31 @@ def read(content: Mapping[str, Any]) -> PeftConfig:
                 "here; merge the adapter with peft, and load the merged model."
             )
     try:
-        blocks = content.get("layers_to_transform")
         settings = LoraSettings(
             rank=content["r"],
             alpha=content["lora_alpha"],
             dropout=content.get("lora_dropout", 0.0),
             rslora=bool(content.get("use_rslora")),
         )
-        return PeftConfig(
+        config = PeftConfig(
             settings,
-            ranks=_patterns(content.get("rank_pattern")),
-            alphas=_patterns(content.get("alpha_pattern")),
+            ranks=dict(content.get("rank_pattern") or {}),
+            alphas=dict(content.get("alpha_pattern") or {}),
             targets=_names(content["target_modules"]),
             left_out=_names(content.get("exclude_modules")),
-            blocks=None if blocks is None or blocks == [] else {blocks} if type(blocks) is int else set(blocks),
+            blocks=_numbers(content.get("layers_to_transform")),
             block_names=_listed(content.get("layers_pattern")),
             trained=_listed(content.get("modules_to_save")),
         )
+        for pattern in (*config.ranks, *config.alphas, *config.block_names):
+            re.compile(pattern)
+        for rank in config.ranks.values():
+            replace(settings, rank=rank)
+        for alpha in config.alphas.values():
+            replace(settings, alpha=alpha)
     except (KeyError, TypeError, ValueError, re.error) as error:
         raise CheckpointError(f"adapter_config.json is none of peft's for LoRA ({error!r}); save it again.") from error
+    return config
 
 
 def content_of(config: PeftConfig, base_model: str | None, task: str | None) -> dict[str, Any]:
@@ -179,12 +185,6 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, usual: Any) -> Any:
     return next(fitting, usual)
 
 
-def _patterns(said: Any) -> dict[str, Any]:
-    for pattern in dict(said or {}):
-        re.compile(pattern)
-    return dict(said or {})
-
-
 def _names(said: Any) -> str | tuple[str, ...]:
     if isinstance(said, str):
         re.compile(said)
@@ -197,3 +197,10 @@ def _listed(said: Any) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{said!r} is no list of names")
     return names
+
+
+def _numbers(said: Any) -> Collection[int] | None:
+    numbers = {said} if type(said) is int else set(said or ())
+    if not all(type(number) is int for number in numbers):
+        raise TypeError(f"{said!r} is no list of whole numbers")
+    return numbers or None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gemlens.errors import InputError
-from gemlens.training.lora import LoraSettings
+from gemlens.training.lora_settings import LoraSettings
 
 
 def _said(

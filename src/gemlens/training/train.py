@@ -37,12 +37,12 @@ class Trainee:
     model: GenerativeModel
     processor: Any
 
-    def save(self, folder: Path, method: str) -> None:
-        """Writes the model, or the adapter alone, and the processor."""
+    def save(self, folder: Path, adapter_of: str | None = None) -> None:
+        """Writes the model and the processor; of a model with an adapter, named as `adapter_of`, the adapter alone."""
         from gemlens.training.adapters import save_adapter
 
-        if method == "lora":
-            save_adapter(self.model, folder)
+        if adapter_of is not None:
+            save_adapter(self.model, folder, adapter_of)
         else:
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -76,15 +76,15 @@ def train(
     trainee = prepare(settings)
     source = open_source(*settings.data)
     collator = Collator(trainee.processor, max_length=settings.max_length or None)
-    folder = Path(settings.output)
+    folder, adapter_of = Path(settings.output), settings.model if settings.method == "lora" else None
     run = Run(settings, trainee.model, source, collator, watch=watch, say=say, stop=stop)
     if settings.validation:
         run.evaluate = Evaluation(settings, trainee, open_source(settings.validation), collator)
-        run.keep_best = partial(trainee.save, folder / "best", settings.method)
+        run.keep_best = partial(trainee.save, folder / "best", adapter_of)
     run.train()
     write_json(folder / "settings.json", settings.to_dict())
     trainee.model.eval()
-    trainee.save(folder / "last", settings.method)
+    trainee.save(folder / "last", adapter_of)
     if not plot.draw_loss(metrics.read(folder / metrics.FILE), folder / plot.FILE):
         say("There is no picture of the loss, because matplotlib is not installed; pip install 'gemlens[train]'.")
     return folder / ("best" if settings.validation else "last")
@@ -99,6 +99,7 @@ def prepare(settings: Settings) -> Trainee:
     from gemlens.models.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from gemlens.processing.auto_processor import AutoProcessor
     from gemlens.processing.text.auto_tokenizer import AutoTokenizer
+    from gemlens.training.activations import keep_less
     from gemlens.training.freezing import train_only
     from gemlens.training.lora import add_lora
 
@@ -117,6 +118,7 @@ def prepare(settings: Settings) -> Trainee:
         add_lora(model, settings.lora)
     if settings.train or not low_rank:
         train_only(model, [*settings.train, *(["lora"] if low_rank else [])] or ["all"])
+    keep_less(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     processor = (AutoProcessor if has_pictures else AutoTokenizer).from_pretrained(settings.model)
