@@ -1,4 +1,4 @@
-"""Scores gemlens-tiny on 1,000 scenes that it never saw, of photographs and some words that it never saw: `make eval-tiny`.
+"""Scores gemlens-tiny on 1,000 scenes of photographs and some words that it never saw: `make eval-tiny`.
 
     python recipes/gemlens-tiny/score.py [FOLDER of a model] [--scenes 1000] [--out results.json]
 

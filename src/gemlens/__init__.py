@@ -21,6 +21,7 @@ The way of the data, one direction, seven words:
     visualize/     the true mask, drawn
     utils/         one alias that the documented interface has there
     quantization/  weights as small integers: leaves that take the place of others
+    assets/        the embedded model, and a picture to show it
     errors.py      what is refused, as sentences
 
 Names are looked up when they are first used: `import gemlens` loads neither torch nor anything else that is slow.

@@ -13,7 +13,10 @@ import gemlens as library
 from gemlens.cli.help_pages import pages
 
 Call = Callable[..., Result]
-COMMANDS = ["run", "chat", "inspect", "mask", "convert", "quantize"]
+COMMANDS = [
+    *("run", "chat", "inspect", "mask", "convert", "quantize"),
+    *("detect", "segment", "caption", "ask", "demo", "data", "train", "merge", "evaluate"),
+]
 DOCS = Path(__file__).parents[2] / "docs" / "cli"
 
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a folder of this machine, or a repository of the hub.
+"""Where a checkpoint's files come from: a folder of this machine, the embedded model, or a repository of the hub.
 
 First stop of every `from_pretrained`: an `Origin` and a file name go in, the path of a local file comes out. A hub file
 is downloaded once and then read from the hub library's cache, which other programs on this machine share.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from gemlens.assets import MODEL, MODEL_NAME
 from gemlens.errors import CheckpointError, InputError
 
 # Real configs and indexes stay below 1 MB; whatever is this large is not one and would only fill the memory.
@@ -23,11 +24,11 @@ _LOGIN = "log in with 'hf auth login' or pass token=..."
 class Origin:
     """A folder, or a repository of the hub at one revision, from which files are taken by name.
 
-    An existing folder wins over a repository of the same name; `revision`, `token`, `cache_dir` and `local_files_only`
-    then mean nothing.
+    An existing folder wins over a repository of the same name, and the embedded model is a folder, too: `revision`,
+    `token`, `cache_dir` and `local_files_only` then mean nothing.
 
     Args:
-        path_or_id: a folder, or a repository id such as `"google/gemma-3-4b-it"`.
+        path_or_id: a folder, a repository id such as `"google/gemma-3-4b-it"`, or `"gemlens-tiny"`.
         revision: branch, tag or commit of the repository.
         subfolder: folder inside the folder or repository that holds the files.
         token: access token for gated or private repositories; None uses the one of `hf auth login`, False none.
@@ -66,7 +67,9 @@ class Origin:
     def folder(self) -> Path | None:
         """The local folder, `subfolder` included; None for a repository."""
         place = os.fspath(self.path_or_id)
-        return Path(place, self.subfolder or "") if os.path.isdir(place) else None  # noqa: PTH112 - as above
+        if os.path.isdir(place):  # noqa: PTH112 - as above
+            return Path(place, self.subfolder or "")
+        return Path(MODEL, self.subfolder or "") if self.path_or_id == MODEL_NAME else None
 
     def __str__(self) -> str:
         if self.folder is not None:

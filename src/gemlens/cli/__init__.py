@@ -1,6 +1,9 @@
 """ask: the command line `gemlens`. It knows everything, lazily; nothing knows it.
 
 main.py                    the app, and how every error ends
+demo.py                    all tasks on one picture, with the embedded model
+caption.py ask.py          pictures -> what is on them; a question about them -> answers
+detect.py segment.py       pictures -> boxes; masks
 run.py chat.py             one answer; a conversation at the terminal
 inspect.py mask.py         what a checkpoint is; who sees whom in a prompt
 convert.py quantize.py     GGUF -> safetensors; weights -> integers

@@ -53,9 +53,9 @@ def _probe(reader: Any, device: Any) -> dict[str, Any]:
     """Arguments of a call: a sentence, and where the model sees, a picture."""
     from PIL import Image
 
-    from gemlens.processing.processor import Processor
+    from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 
-    if not isinstance(reader, Processor):
+    if isinstance(reader, GemmaTokenizerFast):
         batch = reader(_WORDS, return_tensors="pt")
     else:
         picture = Image.radial_gradient("L").convert("RGB")

@@ -1,5 +1,6 @@
 """The arguments and options that several commands share, each written once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,6 +11,17 @@ from gemlens.errors import InputError
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a hub id such as google/gemma-3-4b-it, or a GGUF file.")
 ]
+ModelOption = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A folder, a hub id, or a GGUF file.")]
+Pictures = Annotated[
+    list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or their URLs; - reads one from standard input.")
+]
+Labels = Annotated[str, typer.Argument(metavar="LABELS", help="What to look for, such as cat or 'cat ; dog'.")]
+Threshold = Annotated[float, typer.Option(metavar="P", min=0.0, max=1.0, help="Leave out what has a lower score.")]
+SaveDrawing = Annotated[
+    Path | None, typer.Option("--save", metavar="PATH", help="Write the picture with drawings; of several, a folder.")
+]
+Coco = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all findings as COCO JSON.")]
+Language = Annotated[str, typer.Option(metavar="CODE", help="Of the answer, such as en or de.")]
 Images = Annotated[
     list[str] | None, typer.Option("--image", metavar="PATH", help="A picture, or its URL; repeat for several.")
 ]
@@ -35,6 +47,7 @@ Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per picture, each on a line.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell times and numbers of tokens on standard error.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
+from gemlens.assets import MODEL_NAME
+from gemlens.checkpoints.pretrained import split_origin
 from gemlens.errors import InputError
-from gemlens.models.auto import AutoConfig
+from gemlens.models.auto import AutoConfig, AutoModelForImageTextToText
 from gemlens.models.pretrained import PreTrainedModel
+from gemlens.pipelines.detection import DetectionPipeline
 from gemlens.pipelines.image_text_to_text import ImageTextToTextPipeline
+from gemlens.pipelines.segmentation import SegmentationPipeline, codec_of
 from gemlens.pipelines.task import Pipeline
 from gemlens.pipelines.text_classification import TextClassificationPipeline
 from gemlens.pipelines.text_generation import TextGenerationPipeline
@@ -20,9 +24,12 @@ from gemlens.processing.text.auto_tokenizer import AutoTokenizer
 from gemlens.processing.text.tokenizer import GemmaTokenizerFast
 from gemlens.quantization.packed import can_pack, pack
 
-TASKS: Mapping[str, type[Pipeline]] = {
-    each.task: each for each in (ImageTextToTextPipeline, TextGenerationPipeline, TextClassificationPipeline)
-}
+_PIPELINES: tuple[type[Pipeline], ...] = (
+    *(ImageTextToTextPipeline, TextGenerationPipeline, TextClassificationPipeline),
+    *(DetectionPipeline, SegmentationPipeline),
+)
+TASKS: Mapping[str, type[Pipeline]] = {each.task: each for each in _PIPELINES}
+_ELSEWHERE = {"object-detection": "detect", "image-segmentation": "segment"}  # whose findings are dicts there
 _EVERYWHERE = ("token", "cache_dir", "local_files_only")
 _WHERE = (*_EVERYWHERE, "revision", "subfolder", "gguf_file")  # which files of a folder or of the hub
 
@@ -45,10 +52,12 @@ def pipeline(
     """A model ready to be called with what a person has: pictures and texts, texts, conversations.
 
     Args:
-        task: "image-text-to-text", "text-generation" or "text-classification"; None: what the model is for.
-        model: a folder, a repository such as `google/gemma-3-4b-it`, or a model.
+        task: "image-text-to-text", "text-generation", "text-classification", "detect" or "segment"; None: what the
+            model is for. "object-detection" and "image-segmentation" are the last two with `as_dicts=True`.
+        model: a folder, a repository such as `google/gemma-3-4b-it`, or a model; None to detect or segment with the
+            embedded model, "gemlens-tiny".
         tokenizer: of the two tasks without pictures; None: the model's own.
-        processor: of the task with pictures; None: the model's own.
+        processor: of the tasks with pictures; None: the model's own.
         device: number of an accelerator, -1 for the CPU, or a name like "cuda:0"; None: the first accelerator, if there
             is any. A number on a machine without accelerators warns and means the CPU. A model that came as such
             stays where it is unless told.
@@ -65,6 +74,10 @@ def pipeline(
         CheckpointError: files that are missing or damaged.
         TypeError: a keyword of an unknown name.
     """
+    if task in _ELSEWHERE:
+        task, defaults = _ELSEWHERE[task], {"as_dicts": True, **defaults}
+    if model is None and task in (DetectionPipeline.task, SegmentationPipeline.task):
+        model = MODEL_NAME
     if model is None:
         raise InputError("No model came; pass a folder, a repository such as 'google/gemma-3-4b-it', or a model.")
     if task is not None and task not in TASKS:
@@ -77,6 +90,8 @@ def pipeline(
     where = {name: loading[name] for name in _WHERE if name in loading}
     kind = TASKS[task or _task_of(model, where)]
     encoder = _encoder(kind, processor, tokenizer, own, where)
+    if kind is SegmentationPipeline and own is not None and "codec" not in defaults:
+        defaults["codec"] = codec_of(split_origin(own, where)[0])
     kind.settings(encoder, defaults)  # refuses what is wrong before weights are read
     if isinstance(model, PreTrainedModel):
         if loading:
@@ -117,7 +132,7 @@ def _encoder(
     kind: type[Pipeline], processor: Any, tokenizer: Any, own: str | Path | None, where: Mapping[str, Any]
 ) -> Any:
     """The processor or tokenizer that the task needs: the one that came, or that of its name, or the model's own."""
-    pictures = kind is ImageTextToTextPipeline
+    pictures = kind.models is AutoModelForImageTextToText
     needed, given, other = ("processor", processor, tokenizer) if pictures else ("tokenizer", tokenizer, processor)
     if other is not None:
         raise InputError(f"The task {kind.task!r} takes {needed}=, and no {'tokenizer' if pictures else 'processor'}=.")

@@ -166,11 +166,12 @@ class _Canvas:
         return True
 
 
-def _read_after(first: Word, second: Word) -> float:
+def _read_after(first: Word, second: Word) -> int:
     """Above 0 where the first of two words is read second: it stands lower, or on the same line to the right."""
     one, other = first.box, second.box
     shared = min(one.bottom, other.bottom) - max(one.top, other.top)
-    return one.left - other.left if 2 * shared > min(one.height, other.height) else one.top - other.top
+    is_one_line = 2 * shared > min(one.height, other.height)
+    return 1 if (one.left > other.left if is_one_line else one.top > other.top) else -1
 
 
 def _lettering(text: str, height: int, chance: Random) -> tuple[Image.Image, tuple[float, float, float, float]]:

@@ -34,8 +34,9 @@ def draw(picture: Image.Image, findings: Sequence[Finding], font: str | os.PathL
     Args:
         picture: as the findings' pixels count it.
         findings: the later lie on top.
-        font: a TrueType or OpenType file. Pillow's own font has Latin letters with most accents only: Greek, Cyrillic,
-            Arabic, Hebrew, Indian scripts, Chinese, Japanese, Korean and emoji need a font that has them.
+        font: a TrueType or OpenType file. Pillow's own has the signs of ASCII and a few quotation marks only, and draws
+            a small box for each other one: accents and other scripts need a font that has them, such as DejaVuSans.ttf
+            (Latin, Greek, Cyrillic, Arabic) or one of the Noto fonts.
 
     Raises:
         InputError: a mask of another size than the picture, or a font that cannot be read.
@@ -105,7 +106,7 @@ def _corners(finding: Finding) -> _Pixels:
 
 
 def _font(path: str | os.PathLike[str] | None, size: tuple[int, int]) -> _Font:
-    height = max(11, round(max(size) / 40))
+    height = max(12, round(max(size) / 32))
     if path is None:
         return ImageFont.load_default(height)
     try:

@@ -10,6 +10,7 @@ from gemlens.errors import PictureError
 from gemlens.processing.pictures.picture_files import load, without_pillows_words
 
 _ORIENTATION = 0x0112
+_SAY_HOW_TO_TURN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where getexif looks
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,7 +34,15 @@ def to_rgb(image: Image.Image, name: str = "The picture") -> Image.Image:
     load(image, f"{name} cannot be decoded; its file is damaged or was closed.")
     with without_pillows_words(f"{name} of mode {image.mode!r} cannot be converted to RGB; convert it yourself."):
         turn = _UPRIGHT.get(_orientation(image))
-        return _colours(image if turn is None else image.transpose(turn), name)
+        return _colours(image if turn is None else _turned(image, turn), name)
+
+
+def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
+    """The image turned, and nothing left that says so: pictures pass this door more than once."""
+    turned = image.transpose(turn)
+    for name in _SAY_HOW_TO_TURN:
+        turned.info.pop(name, None)
+    return turned
 
 
 def _orientation(image: Image.Image) -> int:
