@@ -16,8 +16,8 @@ from gemlens.tasks.findings import Finding
 
 _COLOURS = [
     "#ffd400", "#00e5ff", "#ff7ab8", "#76ff03", "#ff9100", "#b39dff", "#ffffff", "#00e6a0",
-    "#ff6e5e", "#8fb8ff", "#d8e600", "#e87bff", "#ffc49c", "#5ce0c8", "#c0a060", "#b0bec5",
-]  # fmt: skip  # each at least 7 to 1 against black
+    "#ff8a78", "#8fb8ff", "#d8e600", "#e87bff", "#ffc49c", "#5ce0c8", "#d4b06a", "#b0bec5",
+]  # fmt: skip  # each at least 7 to 1 against black, by WCAG 2.2
 _LONGEST = 200  # characters of a label that are looked at
 _CLEAR = 0.55  # how much of the picture is seen through a mask
 
@@ -106,7 +106,7 @@ def _corners(finding: Finding) -> _Pixels:
 
 
 def _font(path: str | os.PathLike[str] | None, size: tuple[int, int]) -> _Font:
-    height = max(12, round(max(size) / 32))
+    height = max(14, round(max(size) / 30))
     if path is None:
         return ImageFont.load_default(height)
     try:
@@ -122,7 +122,8 @@ class _Names:
 
     def __init__(self, pen: ImageDraw.ImageDraw, size: tuple[int, int], font: _Font, line: int) -> None:
         self.pen, self.size, self.font = pen, size, font
-        self.edge = max(1, line)
+        self.line = line
+        self.edge = max(2, line)  # the outermost pixel of an edge is half transparent
         self.taken: list[_Pixels] = []
 
     def draw(self, findings: Sequence[Finding], colours: dict[str, str]) -> None:
@@ -138,11 +139,12 @@ class _Names:
         self.pen.text((x - left, y - top), text, colour, self.font, stroke_width=self.edge, stroke_fill="black")
 
     def place(self, corners: _Pixels, width: int, height: int) -> tuple[int, int]:
-        """The upper left corner of a name: above the box, in it, below it, or above if all of these are taken."""
+        """The upper left corner of a name: above the box, in it, below it, elsewhere; above if nothing is free."""
         left, top, right, bottom = corners
-        inset = 3 * self.edge
+        inset = 3 * self.line
         wanted = [(left, top - height), (left + inset, top + inset), (left, bottom + 1), (right - width, top - height)]
         room_x, room_y = self.size[0] - width, self.size[1] - height
+        wanted += [(left, y) for y in range(0, room_y + 1, height)]
         places = [(min(max(x, 0), room_x), min(max(y, 0), room_y)) for x, y in wanted]
         return next((place for place in places if self.is_free(*place, width, height)), places[0])
 

@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"<(loc|seg)([0-9]+)>")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing in a picture. Two are equal if all but their masks is: codes stand for them.
+    """One thing in a picture. Two are equal if all but their masks are: codes stand for those.
 
     Args:
         label: what it is called; empty if the model did not say.
