@@ -87,9 +87,11 @@ def accuracy(data: Path, model: str, adapter: Path | None = None) -> float:
     return report.values["exact_match"]
 
 
-def learn(folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120) -> tuple[float, float, float]:
+def learn(
+    folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120, count: int = 600
+) -> tuple[float, float, float]:
     """Accuracy before and after, and the seconds that training took."""
-    learned, asked = write(folder / "train", "train", 600), write(folder / "test", "test", 200)
+    learned, asked = write(folder / "train", "train", count), write(folder / "test", "test", count // 3)
     before = accuracy(asked, model)
     said = {"model": model, "data": str(learned), "output": str(folder / method), "steps": steps, "batch_size": 32}
     settings = settings_of({**said, "precision": "bf16", "attention": "eager", "warmup": 0.1, **METHODS[method]})

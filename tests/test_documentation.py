@@ -1,6 +1,7 @@
 """The documentation's code runs, its links lead somewhere, and the commands it names exist."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,27 @@ def test_the_readmes_pipeline_answers(tmp_path: Path) -> None:
     folder = small_checkpoints.gemma3_pictures(tmp_path / "tiny")
     Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "cow.jpg")
     run(PIPELINE.replace("google/gemma-3-4b-it", str(folder)), tmp_path)
+
+
+def test_the_page_about_boxes_runs(tmp_path: Path) -> None:
+    codec = ROOT / "src" / "gemlens" / "assets" / "gemlens-tiny" / "mask_codec.npz"
+    shutil.copy(codec, tmp_path / "mask_codec.npz")
+    for code in code_of("boxes_and_masks.md"):
+        run(code, tmp_path)
+    assert (tmp_path / "found.png").exists()
+
+
+def test_the_page_about_training_runs(tmp_path: Path) -> None:
+    from training.small_run import data_file, model_folder
+
+    folder, data = model_folder(tmp_path / "model"), data_file(tmp_path / "data")
+    [code] = code_of("training.md")
+    run(code.replace("google/paligemma2-3b-pt-224", str(folder)).replace("boxes.jsonl", str(data)), tmp_path)
+    assert (tmp_path / "boxes" / "last" / "adapter_config.json").exists()
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.real

@@ -81,6 +81,7 @@ def config(processor: PaliGemmaProcessor) -> PaliGemmaConfig:
         num_key_value_heads=1,
         head_dim=64,
         max_position_embeddings=512,
+        initializer_range=WIDTH**-0.5,  # what keeps variances in so narrow a model; the usual 0.02 is of wide ones
     )
     return PaliGemmaConfig(
         vision_config=vision, text_config=text, image_token_index=processor.image_token_id, projection_dim=WIDTH
@@ -100,6 +101,9 @@ def model(config: PaliGemmaConfig, processor: PaliGemmaProcessor) -> PaliGemmaFo
     torch.manual_seed(0)
     made = PaliGemmaForConditionalGeneration(config)
     table = made.language_model.embed_tokens.weight
+    for name, weight in made.language_model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):  # a sum of 2 x depth of them is added to the stream
+            weight.mul_((2 * config.text_config.num_hidden_layers) ** -0.5)
     table.normal_(std=WIDTH**-0.5)  # what the decoder reads is sqrt(WIDTH) times that
     table[processor.tokenizer.pad_token_id] = 0
     bins = torch.arange(1024.0)

@@ -1,0 +1,21 @@
+"""The example that teaches a new question runs, by every method; how well it learns is told with real weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.small_run import model_folder
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+import new_question
+
+
+@pytest.mark.parametrize("method", new_question.METHODS)
+def test_every_method_gives_a_model_that_answers(method: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    before, after, seconds = new_question.learn(tmp_path / "run", method, str(folder), steps=2, count=40)
+    assert 0 <= before <= 1
+    assert 0 <= after <= 1
+    assert seconds > 0
+    assert (tmp_path / "run" / method / "last").exists()
