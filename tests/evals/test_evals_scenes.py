@@ -39,7 +39,7 @@ class FullBoxes:
         return torch.ones(len(codes), 64, 64)
 
 
-SOURCE = Scenes("test", count=80, tasks=TASKS, codec=FullBoxes())
+SOURCE = Scenes("test", count=10 * len(TASKS), tasks=TASKS, codec=FullBoxes())
 
 
 @lru_cache

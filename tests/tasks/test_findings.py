@@ -186,11 +186,12 @@ def test_hostile_texts_never_raise() -> None:
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("start", ["", BOX, "<loc0000>"])
-def test_a_megabyte_takes_less_than_a_second(piece: str, start: str) -> None:
+def test_the_time_of_a_megabyte_is_not_of_its_square(piece: str, start: str) -> None:
+    """About a second at most on one busy core; what grew with the square would take minutes."""
     text = start + piece * (1_000_000 // len(piece))
     began = time.process_time()
     parse(text, SIZE)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 3
 
 
 def test_what_is_no_picture_is_refused_even_if_nothing_was_found() -> None:

@@ -86,7 +86,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     written = ascii(value) if not isinstance(value, int) or abs(value) < 10**50 else "a very long number"
-    return written if len(written) <= 80 else f"{written[:60]}..."
+    return written if len(written) <= 80 else f"{written[:30]}...{written[-40:]}"  # of a path, both ends tell most
 
 
 def _no_number(name: str) -> None:
