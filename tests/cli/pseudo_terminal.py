@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -11,6 +12,12 @@ import time
 from typing import Self
 
 CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+def _become_a_terminals() -> None:
+    """In the child: takes the terminal, and hears Ctrl-C even where the tests run in the background and do not."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class PseudoTerminal:
@@ -25,7 +32,7 @@ class PseudoTerminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gemlens", *arguments],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_become_a_terminals,
             env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         os.close(theirs)
