@@ -1,4 +1,4 @@
-"""Scores gemlens-tiny on 1,000 scenes of photographs and some words that it never saw: `make eval-tiny`.
+"""Scores gemlens-tiny on 1,000 scenes of photographs and some words that it never saw.
 
     python recipes/gemlens-tiny/score.py [FOLDER of a model] [--scenes 1000] [--out results.json]
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gemlens.tasks.findings import Finding
 from gemlens.tasks.mask_codec import MaskCodec
 
 SEED = 1
+FILE = "mask_codec.npz"
 EMBEDDED = Path(__file__).resolve().parents[2] / "src" / "gemlens" / "assets" / "gemlens-tiny"
 NAMES = {form: kind.name for kind in KINDS for form in (kind.name, kind.names)}
 TARGETS = {"caption": 0.90, "detect": 0.80, "segment": 0.65, "count": 0.90, "read": 0.85, "position": 0.90}
@@ -60,7 +62,7 @@ def score(folder: Path, scenes: int) -> dict[str, Figure]:
             source, asked = ask(model, processor, task, scenes, codec)
             for item in asked:
                 index = number * scenes + item.index
-                items.append(Item(**{**vars(item), "index": index}))
+                items.append(replace(item, index=index))
                 if name in ("caption", "detect", "segment"):
                     things = source.scene(item.index).things
                     places[index] = [Finding(thing.kind.name, thing.box, thing.mask) for thing in things]
@@ -84,8 +86,6 @@ def main() -> None:
         about = {"scenes": asked.scenes, "seed": SEED, "machine": platform.processor(), "torch": torch.__version__}
         asked.out.write_text(json.dumps({"figures": rows, "meaning": MEANINGS, **about}, indent=2) + "\n")
 
-
-FILE = "mask_codec.npz"
 
 if __name__ == "__main__":
     main()

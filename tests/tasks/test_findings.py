@@ -186,12 +186,15 @@ def test_hostile_texts_never_raise() -> None:
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("start", ["", BOX, "<loc0000>"])
-def test_the_time_of_a_megabyte_is_not_of_its_square(piece: str, start: str) -> None:
-    """About a second at most on one busy core; what grew with the square would take minutes."""
+def test_a_megabyte_takes_less_than_a_second(piece: str, start: str) -> None:
+    """Of three, the best: the others measure the collection of garbage in a process that holds much else."""
     text = start + piece * (1_000_000 // len(piece))
-    began = time.process_time()
-    parse(text, SIZE)
-    assert time.process_time() - began < 3
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        parse(text, SIZE)
+        times.append(time.process_time() - began)
+    assert min(times) < 1
 
 
 def test_what_is_no_picture_is_refused_even_if_nothing_was_found() -> None:

@@ -121,12 +121,13 @@ class Run:
 
     def _after(self, done: int, values: dict[str, float], metrics: Metrics) -> None:
         settings, is_last = self.settings, done == self.steps
-        if self.evaluate is not None and (done % settings.evaluate_every == 0 or is_last):
+        is_scored = self.evaluate is not None and (done % settings.evaluate_every == 0 or is_last)
+        if self.evaluate is not None and is_scored:
             scored = self.evaluate()
             self.model.train()
             values |= scored
             self._keep_if_best(scored)
-        if done % settings.log_every == 0 or is_last or len(values) > 4:
+        if done % settings.log_every == 0 or is_last or is_scored:
             metrics.write(done, values)
         self.watch(done, self.steps, values)
         if done % settings.save_every == 0 or is_last:

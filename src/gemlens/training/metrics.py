@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemlens.errors import CheckpointError
+from gemlens.errors import CheckpointError, InputError
 
 FILE = "metrics.jsonl"
 
@@ -76,8 +76,6 @@ class Metrics:
 
 
 def _events(folder: Path, step: int) -> Any:
-    from gemlens.errors import InputError
-
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
