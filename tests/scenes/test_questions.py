@@ -100,11 +100,12 @@ def test_places_are_the_third_that_the_middle_is_in() -> None:
     assert len(seen) == 9
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", ["detect", "find", "segment"])
 def test_findings_are_all_things_of_the_asked_kinds(task: str) -> None:
     empty = 0
     for scene, prompt, answer in cases(task, 150):
-        asked = re.sub(rf"^{task} ", "", prompt).split(" ; ")
+        asked = re.sub(r"^(detect|segment) ", "", prompt).split(" ; ")
+        assert task == "detect" or len(asked) == 1
         assert asked == sorted(asked)
         assert set(asked) <= BY_NAME.keys()
         found = parse(answer, scene.picture.size, Flat())
@@ -116,12 +117,39 @@ def test_findings_are_all_things_of_the_asked_kinds(task: str) -> None:
                 assert abs(getattr(finding.box, edge) - getattr(thing.box, edge)) <= side / 1023
         assert (task == "segment") == any(finding.codes for finding in found) or not found
         empty += not found
-    assert (empty > 0) == (task == "detect")
+    assert (empty > 0) == (task != "segment")
 
 
 def order(thing: Thing) -> tuple[str, float, float]:
     x, y = thing.centre
     return thing.kind.name, y, x
+
+
+@pytest.mark.parametrize("task", ["map", "spots", "edges"])
+def test_maps_say_what_covers_each_part(task: str) -> None:
+    asked_for = set()
+    for scene, prompt, answer in cases(task, 60):
+        asked = prompt.removeprefix("map").strip()
+        asked_for.add(asked)
+        things = [thing for thing in scene.things if task != "spots" or thing.kind.name == asked]
+        names = [edge(thing, asked, scene) if task == "edges" else thing.kind.name for thing in things]
+        words = answer.replace("<loc", " <loc").split()
+        width, height = scene.picture.size
+        assert len(words) == questions.MAP**2
+        for word, (row, column) in zip(words, np.ndindex(questions.MAP, questions.MAP), strict=True):
+            above, below = (-(-part * height // questions.MAP) for part in (row, row + 1))
+            left, right = (-(-part * width // questions.MAP) for part in (column, column + 1))
+            shares = [thing.mask[above:below, left:right].mean() for thing in things]
+            most = max([0, *shares])
+            expected = [name for name, share in zip(names, shares, strict=True) if share == most]
+            assert word in (expected if most > 1 / 3 else ["-"])
+    assert asked_for == {""} if task == "map" else asked_for == {*questions.EDGES} or len(asked_for) > 20
+
+
+def edge(thing: Thing, name: str, scene: Scene) -> str:
+    """Where a thing ends, as a token."""
+    side = scene.picture.size[name in ("top", "bottom")]
+    return f"<loc{round(getattr(thing.box, name) / side * 1023):04d}>"
 
 
 def test_words_come_as_one_reads_them() -> None:

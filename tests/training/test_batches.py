@@ -120,6 +120,20 @@ def test_paligemma_answers_a_chat_of_one_message() -> None:
         Collator(paligemma())([chat("what", "work", "sure?", "yes")])
 
 
+def test_paligemma_learns_a_message_as_it_will_be_asked() -> None:
+    words = [{"type": "text", "text": text} for text in ("what ", " is")]
+    content = [words[0], {"type": "image", "image": picture(1)}, words[1]]
+    example = Example("0", messages=({"role": "user", "content": content}, {"role": "assistant", "content": "work"}))
+    batch = Collator(paligemma())([example])
+    inputs = paligemma().apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(batch["input_ids"][:, :length], inputs["input_ids"])
+    assert (batch["labels"][:, :length] == -100).all()
+    assert batch["labels"][0, length] == batch["input_ids"][0, length]
+
+
 @given(HOSTILE.filter(lambda text: "<image>" not in text), HOSTILE)
 @settings(max_examples=60)
 def test_paligemmas_labels_are_the_suffix_and_one_eos(prefix: str, suffix: str) -> None:

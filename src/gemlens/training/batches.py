@@ -114,7 +114,8 @@ class _PaliGemma:
                 )
             parts = turns[0].parts
             pictures = tuple(part.source for part in parts if isinstance(part, Picture))
-            prefix = "".join(part if isinstance(part, str) else mark for part in parts)
+            words = (part.strip() for part in parts if isinstance(part, str))
+            prefix = mark * len(pictures) + "".join(words)  # as apply_chat_template writes the message
             suffix = "".join(part for part in turns[1].parts if isinstance(part, str))
         elif mark not in prefix:
             prefix = mark * len(pictures) + prefix
