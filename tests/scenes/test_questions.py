@@ -17,6 +17,7 @@ from gemlens.scenes.questions import TASKS
 from gemlens.scenes.scene import Scene, Thing, draw
 from gemlens.scenes.source import Scenes
 from gemlens.scenes.words import is_unseen
+from gemlens.tasks.boxes import Box
 from gemlens.tasks.findings import parse
 
 NUMBERS = {"no": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
@@ -150,6 +151,25 @@ def edge(thing: Thing, name: str, scene: Scene) -> str:
     """Where a thing ends, as a token."""
     side = scene.picture.size[name in ("top", "bottom")]
     return f"<loc{round(getattr(thing.box, name) / side * 1023):04d}>"
+
+
+def test_maps_of_letters_spell_words_where_they_stand() -> None:
+    single = [case for case in cases("letters", 100) if len(case[0].words) == 1]
+    assert len(single) > 50
+    for scene, prompt, answer in single:
+        assert prompt == "map letters"
+        [word] = scene.words
+        parts = re.findall(r"-|[A-Z0-9]", answer)
+        assert len(parts) == questions.MAP**2
+        places = [place for place, letter in enumerate(parts) if letter != "-"]
+        spelt = re.sub(r"[- ]", "", answer)
+        assert spelt[0] == word.text[0]
+        assert re.fullmatch(".*".join(spelt) + ".*", word.text)  # a second letter in the same part is left out
+        width, height = (side / questions.MAP for side in scene.picture.size)
+        for place in places:
+            row, column = divmod(place, questions.MAP)
+            assert word.box.common(Box(column * width, row * height, (column + 1) * width, (row + 1) * height)).area > 0
+        assert len(places) >= min(len(word.text), int(word.box.width / width))
 
 
 def test_words_come_as_one_reads_them() -> None:

@@ -4,6 +4,7 @@ Answers have one form, so that a small model can learn them: kinds in the order 
 top to bottom, words as one reads them. A question is asked only where its answer is beyond doubt.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from random import Random
 
 import numpy as np
 
+from gemlens.scenes import artwork
 from gemlens.scenes.kinds import BY_NAME, KINDS, Kind
 from gemlens.scenes.scene import Scene, Thing
 from gemlens.tasks import prompts
@@ -20,6 +22,7 @@ from gemlens.tasks.masks import Codec
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 MAP, MAP_PROMPT = 8, "map"
+LETTER = 32  # pixels: letters take the same parts of a word's width in every size, but for rounding
 EDGES = ("top", "left", "bottom", "right")  # as boxes name them
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 _MOST_MASKS = 2  # things of a kind that is to be segmented: each takes 20 tokens
@@ -135,6 +138,22 @@ def edges(scene: Scene, chance: Random) -> Question:
     return Question(f"{MAP_PROMPT} {EDGES[number]}", _map(scene.things, locations, scene.picture.size))
 
 
+def letters(scene: Scene, chance: Random) -> Question | None:
+    """ "map letters": which letter stands in each part, the first if two do; what `ocr` has to read, part by part."""
+    if not scene.words:
+        return None
+    width, height = scene.picture.size
+    written = ["-"] * MAP**2
+    for word in scene.words:
+        ends = [artwork.font(LETTER).getlength(word.text[:number]) for number in range(len(word.text) + 1)]
+        row = int(MAP * (word.box.top + word.box.bottom) / 2 / height)
+        for letter, begin, end in zip(word.text, ends, ends[1:], strict=False):
+            across = word.box.left + word.box.width * (begin + end) / 2 / ends[-1]
+            part = row * MAP + int(MAP * across / width)
+            written[part] = letter if written[part] == "-" else written[part]
+    return Question(f"{MAP_PROMPT} letters", _joined(written))
+
+
 def read(scene: Scene, chance: Random) -> Question | None:
     """ "ocr", or the same as a question; where something is written."""
     if not scene.words:
@@ -155,6 +174,7 @@ ASK: Mapping[str, Callable[[Scene, Random], Question | None]] = {
     "map": grid,
     "spots": spots,
     "edges": edges,
+    "letters": letters,
 }
 TASKS = (*ASK, "segment")
 
@@ -206,4 +226,9 @@ def _map(things: Sequence[Thing], words: Sequence[str], size: tuple[int, int]) -
         share = np.bincount(parts, thing.mask.ravel(), MAP * MAP) / pixels
         written[share > most] = word
         most = np.maximum(most, share)
-    return " ".join(written).replace(" <loc", "<loc")  # a space before it would be a token of its own
+    return _joined(written)
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Words of parts, each of one token: a space before a location or letter would be a token of its own."""
+    return re.sub(r" (?=<loc|[A-Z0-9])", "", " ".join(words))
