@@ -226,7 +226,7 @@ def _map(things: Sequence[Thing], words: Sequence[str], size: tuple[int, int]) -
         share = np.bincount(parts, thing.mask.ravel(), MAP * MAP) / pixels
         written[share > most] = word
         most = np.maximum(most, share)
-    return _joined(written)
+    return _joined(written.tolist())
 
 
 def _joined(words: Sequence[str]) -> str:
