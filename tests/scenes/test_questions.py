@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
 import numpy as np
@@ -170,6 +170,17 @@ def test_maps_of_letters_spell_words_where_they_stand() -> None:
             row, column = divmod(place, questions.MAP)
             assert word.box.common(Box(column * width, row * height, (column + 1) * width, (row + 1) * height)).area > 0
         assert len(places) >= min(len(word.text), int(word.box.width / width))
+
+
+def test_pages_hold_words_and_nothing_else() -> None:
+    for scene, prompt, answer in cases("page", 50):
+        assert prompt == "map letters"
+        assert not scene.things
+        assert len(scene.words) > 1
+        assert not any(is_unseen(word.text) for word in scene.words)
+        letters = Counter("".join(word.text for word in scene.words))
+        assert Counter(re.sub(r"[- ]", "", answer)) <= letters
+        assert all(a.box.common(b.box).area == 0 for a, b in combinations(scene.words, 2))
 
 
 def test_words_come_as_one_reads_them() -> None:

@@ -175,8 +175,10 @@ ASK: Mapping[str, Callable[[Scene, Random], Question | None]] = {
     "spots": spots,
     "edges": edges,
     "letters": letters,
+    "page": letters,
 }
 TASKS = (*ASK, "segment")
+PAGES = ("page",)  # tasks that are asked of pages instead of scenes
 
 
 def _of(scene: Scene, kind: Kind) -> list[Thing]:

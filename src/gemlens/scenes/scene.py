@@ -16,6 +16,7 @@ from gemlens.scenes import artwork, words
 from gemlens.scenes.kinds import KINDS, Kind
 from gemlens.tasks.boxes import Box
 
+WORDS_OF_A_PAGE = 12  # at most
 SPLITS = ("train", "test")
 SIDE = 128  # of most pictures, in pixels
 _NOTHING = -1
@@ -81,6 +82,15 @@ def draw(seed: int, split: str = "train") -> Scene:
     for _ in range(count):
         canvas.put(chance.choice(kinds))
     for _ in range(chance.choices((0, 1, 2), (55, 33, 12))[0]):
+        canvas.write(words.pick(chance, split))
+    return canvas.finished()
+
+
+def page(seed: int, split: str = "train") -> Scene:
+    """A picture with as many words as find a place, and nothing else: where letters are learned fastest."""
+    chance = Random(f"{split}:page:{seed}")
+    canvas = _Canvas(artwork.background(chance, split, (SIDE, SIDE)), chance)
+    for _ in range(WORDS_OF_A_PAGE):
         canvas.write(words.pick(chance, split))
     return canvas.finished()
 
