@@ -1,14 +1,14 @@
 """Scores gemlens-tiny on 1,000 scenes of photographs and some words that it never saw.
 
     python recipes/gemlens-tiny/score.py [FOLDER of a model] [--scenes 1000] [--out results.json]
+    python recipes/gemlens-tiny/score.py build/gemlens-tiny/speak/last --split train --seed 9 --scenes 100
 
-Every scene is asked everything that can be asked of it once, in eight sources of as many examples. The seed is none
-that any training or choice of checkpoints used.
+Every scene is asked everything that can be asked of it once, in seven sources of as many examples. Choices between
+trainings are made by the second form: scenes of the training's photographs and words, of another seed than it has.
 """
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from gemlens.evals.run import evaluate
 from gemlens.evals.scenes import TASKS, Figure, figures
 from gemlens.evals.score import Item
 from gemlens.scenes.kinds import KINDS
+from gemlens.scenes.scene import SPLITS
 from gemlens.scenes.source import Scenes
 from gemlens.scenes.words import is_unseen
 from gemlens.tasks.findings import Finding
@@ -41,14 +42,13 @@ MEANINGS = {
 }
 
 
-def ask(model: Any, processor: Any, task: str, scenes: int, codec: MaskCodec) -> tuple[Scenes, tuple[Item, ...]]:
-    """The answers to one task of all scenes."""
-    source = Scenes("test", seed=SEED, count=scenes, tasks=(task,), codec=codec)
+def ask(model: Any, processor: Any, source: Scenes, codec: MaskCodec) -> tuple[Item, ...]:
+    """The answers to what a source asks."""
     report = evaluate(model, processor, source, batch_size=50, max_new_tokens=100, codec=codec)
-    return source, report.items
+    return report.items
 
 
-def score(folder: Path, scenes: int) -> dict[str, Figure]:
+def score(folder: Path, scenes: int, split: str, seed: int) -> dict[str, Figure]:
     """The six figures, and reading apart for words and numbers that training never showed."""
     codec = MaskCodec.load(next(place for place in (folder, EMBEDDED) if (place / FILE).exists()) / FILE)
     model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -59,8 +59,8 @@ def score(folder: Path, scenes: int) -> dict[str, Figure]:
         items: list[Item] = []
         places: dict[int, list[Finding]] = {}
         for number, task in enumerate(tasks):
-            source, asked = ask(model, processor, task, scenes, codec)
-            for item in asked:
+            source = Scenes(split, seed=seed, count=scenes, tasks=(task,), codec=codec)
+            for item in ask(model, processor, source, codec):
                 index = number * scenes + item.index
                 items.append(replace(item, index=index))
                 if name in ("caption", "detect", "segment"):
@@ -78,12 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED)
     parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    found = score(asked.folder, asked.scenes)
+    found = score(asked.folder, asked.scenes, asked.split, asked.seed)
     if asked.out:
         rows = {name: vars(figure) for name, figure in found.items()}
-        about = {"scenes": asked.scenes, "seed": SEED, "machine": platform.processor(), "torch": torch.__version__}
+        about = {"scenes": asked.scenes, "split": asked.split, "seed": asked.seed, "torch": torch.__version__}
         asked.out.write_text(json.dumps({"figures": rows, "meaning": MEANINGS, **about}, indent=2) + "\n")
 
 

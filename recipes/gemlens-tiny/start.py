@@ -2,8 +2,9 @@
 
     python recipes/gemlens-tiny/start.py build/gemlens-tiny/start
 
-Weights are random but for what is known beforehand: places that lie near each other have similar vectors, in the
-position table of the picture encoder (sines and cosines of row and column) and among the <loc> tokens.
+Weights are random but for what is known beforehand. Places that lie near each other have similar vectors, in the
+position table of the picture encoder (sines and cosines of row and column) and among the <loc> tokens. Patches become
+vectors without correlation, so that the strokes of letters are as strong as large areas of colour.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -26,9 +28,12 @@ from gemlens import (
 )
 from gemlens.processing.paligemma import LOCATIONS, SEGMENTS
 from gemlens.processing.text.pieces import SPACE, Kind, Pieces
+from gemlens.scenes.scene import draw, page
 from gemlens.scenes.source import Scenes
 
-SIDE, PATCH, WIDTH = 128, 16, 256
+SIDE, PATCH = 128, 16
+SEEING, WIDTH = 192, 256  # of the picture encoder and of the decoder
+PICTURES = 128  # from which patches are known
 CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>"]
 LINES = ["\n"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -38,7 +43,7 @@ _LOWER = re.compile(r"[a-z]+|-")
 
 def tokenizer() -> GemmaTokenizerFast:
     """Whole words of the drawn world's language; everything else, words in pictures too, letter by letter."""
-    texts = Scenes("train", tasks=("caption", "answer", "detect", "map")).texts(10_000)
+    texts = Scenes("train", tasks=("caption", "answer", "detect")).texts(10_000)
     words = [[f"{SPACE}{word}", word] for text in texts for word in _LOWER.findall(text)]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -62,12 +67,12 @@ def processor() -> PaliGemmaProcessor:
 
 
 def config(processor: PaliGemmaProcessor) -> PaliGemmaConfig:
-    """8 to 9 million parameters, in the layout of PaliGemma."""
+    """About 6 million parameters, in the layout of PaliGemma."""
     vision = SiglipVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        hidden_size=SEEING,
+        intermediate_size=4 * SEEING,
         num_hidden_layers=6,
-        num_attention_heads=4,
+        num_attention_heads=3,
         image_size=SIDE,
         patch_size=PATCH,
         vision_use_head=False,
@@ -95,24 +100,49 @@ def waves(places: Tensor, count: int, shortest: float, longest: float) -> Tensor
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1)
 
 
+def whitening(pictures: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The patches' principal components, of nearly equal variance, turned at random: weight [D, C * p * p], bias [D].
+
+    Args:
+        pictures: [N, C, H, W].
+        width: D.
+    """
+    patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))  # ascending
+    values, vectors = values[-width:], vectors[:, -width:]
+    smooth = (values + 0.01 * values.mean() + 1e-3).rsqrt()
+    weight = 0.7 * torch.nn.init.orthogonal_(torch.empty(width, width)) @ (vectors * smooth).T
+    return weight, -weight @ patches.mean(0)
+
+
 @torch.no_grad()
 def model(config: PaliGemmaConfig, processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
     """The model with its first weights."""
     torch.manual_seed(0)
     made = PaliGemmaForConditionalGeneration(config)
     table = made.language_model.embed_tokens.weight
-    for name, weight in made.language_model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):  # a sum of 2 x depth of them is added to the stream
-            weight.mul_((2 * config.text_config.num_hidden_layers) ** -0.5)
+    for part, depth in (
+        (made.language_model, config.text_config.num_hidden_layers),
+        (made.vision_tower, config.vision_config.num_hidden_layers),
+    ):
+        for name, weight in part.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")):
+                weight.mul_((2 * depth) ** -0.5)  # a sum of 2 x depth of them is added to the stream
     table.normal_(std=WIDTH**-0.5)  # what the decoder reads is sqrt(WIDTH) times that
     table[processor.tokenizer.pad_token_id] = 0
     bins = torch.arange(1024.0)
     mixed = waves(bins, WIDTH, 16, 4096) @ torch.nn.init.orthogonal_(torch.empty(WIDTH, WIDTH))
     table[processor.tokenizer.convert_tokens_to_ids(list(LOCATIONS))] = 0.5 * mixed * WIDTH**-0.5
     rows = torch.arange(SIDE // PATCH, dtype=torch.float32)
-    across = waves(rows, WIDTH // 2, 2.5, 32)
+    across = waves(rows, SEEING // 2, 2.5, 32)
     grid = torch.cat([across[:, None].expand(-1, len(rows), -1), across[None].expand(len(rows), -1, -1)], -1)
-    made.vision_tower.vision_model.embeddings.position_embedding.weight.copy_(0.5 * grid.flatten(0, 1))
+    embeddings = made.vision_tower.vision_model.embeddings
+    embeddings.position_embedding.weight.copy_(0.5 * grid.flatten(0, 1))
+    scenes = [(page if number % 2 else draw)(number).picture for number in range(PICTURES)]
+    pixels = processor.image_processor(scenes, return_tensors="pt")["pixel_values"]
+    weight, bias = whitening(pixels, SEEING)
+    embeddings.patch_embedding.weight.copy_(weight.view_as(embeddings.patch_embedding.weight))
+    embeddings.patch_embedding.bias.copy_(bias)
     return made
 
 

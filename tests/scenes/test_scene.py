@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from itertools import combinations, pairwise
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageChops, ImageFilter
 from gemlens.errors import InputError
 from gemlens.scenes import artwork, words
 from gemlens.scenes.kinds import KINDS
-from gemlens.scenes.scene import SPLITS, draw
+from gemlens.scenes.scene import SPLITS, draw, page
 
 SEEDS = range(150)
 GROWN = ImageFilter.MaxFilter(5)
@@ -83,6 +84,30 @@ def test_words_are_of_the_split_and_numbers_too() -> None:
     for found in texts.values():
         assert all(text.isdigit() or text in words.WORDS for text in found)
         assert any(text.isdigit() for text in found)
+
+
+def test_letters_stand_in_their_word_from_left_to_right_as_wide_as_they_are() -> None:
+    for seed in range(100):
+        for word in page(seed).words:
+            box, font = word.box, artwork.font(100)
+            assert len(word.centres) == len(word.text)
+            assert all(box.left < x < box.right and box.top < y < box.bottom for x, y in word.centres)
+            steps = np.diff([x for x, _ in word.centres])
+            wide = [font.getlength(letter) for letter in word.text]
+            expected = [(one + other) / 2 for one, other in pairwise(wide)]
+            slant = [abs(later[1] - first[1]) for first, later in pairwise(word.centres)]
+            assert all(steps > 0)
+            if steps.size and max(slant) == 0:
+                assert np.allclose(steps / steps.sum(), np.array(expected) / sum(expected), atol=0.05)
+
+
+def test_pages_hold_words_and_nothing_else() -> None:
+    for seed in range(50):
+        scene = page(seed)
+        assert not scene.things
+        assert len(scene.words) > 1
+        assert not any(words.is_unseen(word.text) for word in scene.words)
+        assert all(a.box.common(b.box).area == 0 for a, b in combinations(scene.words, 2))
 
 
 def test_splits_share_no_photograph() -> None:

@@ -66,6 +66,33 @@ def test_accumulated_batches_give_the_weights_of_the_large_batch(tmp_path: Path)
         assert worst < 2e-5, mean
 
 
+def test_muon_changes_matrices_of_layers_by_steps_of_equal_strength_in_all_directions(tmp_path: Path) -> None:
+    before = weights(Path(settings(tmp_path).model))
+    after = weights(train(settings(tmp_path, optimizer="muon", steps=1, warmup=0.0, learning_rate=1e-2)))
+    other = weights(train(settings(tmp_path, output=str(tmp_path / "adamw"), steps=1, warmup=0.0, learning_rate=1e-2)))
+    for name, weight in before.items():
+        if ".layers." in name and weight.dim() == 2:
+            strengths = torch.linalg.svdvals(after[name] - weight) / (1e-2 * 0.2 * max(weight.shape) ** 0.5)
+            assert 0.5 < strengths[0] < 1.3, name
+        else:
+            assert torch.equal(after[name], other[name]), name
+
+
+def test_muon_goes_on_after_a_stop_with_the_same_weights(tmp_path: Path) -> None:
+    said = {"optimizer": "muon", "save_every": 2}
+    straight = weights(train(settings(tmp_path, output=str(tmp_path / "straight"), **said)))
+    wanted = settings(tmp_path, **said)
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, stop=lambda: (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 3)
+    assert same(weights(train(wanted)), straight)
+
+
+def test_a_torch_without_muon_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"has no Muon; install torch 2\.9 or newer"):
+        train(settings(tmp_path, optimizer="muon"))
+
+
 def test_gradient_checkpointing_and_other_processes_change_nothing(tmp_path: Path) -> None:
     plain = weights(train(settings(tmp_path, output=str(tmp_path / "plain"))))
     again = weights(train(settings(tmp_path, output=str(tmp_path / "again"), gradient_checkpointing=True)))

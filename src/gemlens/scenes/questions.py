@@ -4,26 +4,18 @@ Answers have one form, so that a small model can learn them: kinds in the order 
 top to bottom, words as one reads them. A question is asked only where its answer is beyond doubt.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-import numpy as np
-
-from gemlens.scenes import artwork
 from gemlens.scenes.kinds import BY_NAME, KINDS, Kind
 from gemlens.scenes.scene import Scene, Thing
 from gemlens.tasks import prompts
-from gemlens.tasks.boxes import write_box
 from gemlens.tasks.findings import Finding, write
 from gemlens.tasks.masks import Codec
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
-MAP, MAP_PROMPT = 8, "map"
-LETTER = 32  # pixels: letters take the same parts of a word's width in every size, but for rounding
-EDGES = ("top", "left", "bottom", "right")  # as boxes name them
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 _MOST_MASKS = 2  # things of a kind that is to be segmented: each takes 20 tokens
 _MARGIN = 0.04  # of a side: nearer to a border between two answers, nothing is asked
@@ -94,13 +86,8 @@ def detect(scene: Scene, chance: Random) -> Question:
     asked = chance.sample(names, chance.randint(1, len(names))) if names else []
     if not asked or chance.random() < 0.15:
         asked.append(_absent(scene, chance).name)
-    return _detect(scene, sorted(asked))
-
-
-def find(scene: Scene, chance: Random) -> Question:
-    """ "detect cat": of one kind alone, which is easier to learn."""
-    kind = _present(scene, chance) if chance.random() < 0.95 else _absent(scene, chance)
-    return _detect(scene, [kind.name])
+    found = [Finding(name, thing.box) for name in sorted(asked) for thing in _of(scene, BY_NAME[name])]
+    return Question(prompts.detect(*sorted(asked)), write(found, scene.picture.size))
 
 
 def segment(scene: Scene, chance: Random, codec: Codec) -> Question | None:
@@ -112,46 +99,6 @@ def segment(scene: Scene, chance: Random, codec: Codec) -> Question | None:
     name = chance.choice(few)
     found = [Finding(name, thing.box, thing.mask) for thing in _of(scene, BY_NAME[name])]
     return Question(prompts.segment(name), write(found, scene.picture.size, codec))
-
-
-def grid(scene: Scene, chance: Random) -> Question:
-    """ "map": what is in each of 8 x 8 parts of the picture, row by row, or "-" where no thing covers a third of it.
-
-    The task from which a picture encoder without any training learns fastest what things look like: every part of the
-    picture has a word of its own in the answer.
-    """
-    return Question(MAP_PROMPT, _map(scene.things, [thing.kind.name for thing in scene.things], scene.picture.size))
-
-
-def spots(scene: Scene, chance: Random) -> Question:
-    """ "map cat": the same of one kind alone; what `detect` and `segment` have to find, learned part by part."""
-    kind = _present(scene, chance) if chance.random() < 0.9 else _absent(scene, chance)
-    things = _of(scene, kind)
-    return Question(f"{MAP_PROMPT} {kind.name}", _map(things, [kind.name] * len(things), scene.picture.size))
-
-
-def edges(scene: Scene, chance: Random) -> Question:
-    """ "map left": where the thing in each part begins or ends; the boxes of `detect`, learned part by part."""
-    number = chance.randrange(len(EDGES))
-    boxes = [write_box(thing.box, scene.picture.size) for thing in scene.things]
-    locations = [box[number * len(box) // 4 :][: len(box) // 4] for box in boxes]
-    return Question(f"{MAP_PROMPT} {EDGES[number]}", _map(scene.things, locations, scene.picture.size))
-
-
-def letters(scene: Scene, chance: Random) -> Question | None:
-    """ "map letters": which letter stands in each part, the first if two do; what `ocr` has to read, part by part."""
-    if not scene.words:
-        return None
-    width, height = scene.picture.size
-    written = ["-"] * MAP**2
-    for word in scene.words:
-        ends = [artwork.font(LETTER).getlength(word.text[:number]) for number in range(len(word.text) + 1)]
-        row = int(MAP * (word.box.top + word.box.bottom) / 2 / height)
-        for letter, begin, end in zip(word.text, ends, ends[1:], strict=False):
-            across = word.box.left + word.box.width * (begin + end) / 2 / ends[-1]
-            part = row * MAP + int(MAP * across / width)
-            written[part] = letter if written[part] == "-" else written[part]
-    return Question(f"{MAP_PROMPT} letters", _joined(written))
 
 
 def read(scene: Scene, chance: Random) -> Question | None:
@@ -169,16 +116,9 @@ ASK: Mapping[str, Callable[[Scene, Random], Question | None]] = {
     "place": place,
     "relation": relation,
     "detect": detect,
-    "find": find,
     "ocr": read,
-    "map": grid,
-    "spots": spots,
-    "edges": edges,
-    "letters": letters,
-    "page": letters,
 }
 TASKS = (*ASK, "segment")
-PAGES = ("page",)  # tasks that are asked of pages instead of scenes
 
 
 def _of(scene: Scene, kind: Kind) -> list[Thing]:
@@ -211,26 +151,3 @@ def _part(scene: Scene, thing: Thing) -> str:
             return ""
         words.append(names[int(share)])
     return " ".join(filter(None, words)) or "center"
-
-
-def _detect(scene: Scene, names: Sequence[str]) -> Question:
-    found = [Finding(name, thing.box) for name in names for thing in _of(scene, BY_NAME[name])]
-    return Question(prompts.detect(*names), write(found, scene.picture.size))
-
-
-def _map(things: Sequence[Thing], words: Sequence[str], size: tuple[int, int]) -> str:
-    """For each of 8 x 8 parts of a picture, the word of the thing that covers most of it."""
-    rows, columns = (np.arange(side) * MAP // side for side in reversed(size))
-    parts = (rows[:, None] * MAP + columns).ravel()  # which part each pixel is in
-    pixels = np.bincount(parts, minlength=MAP * MAP)
-    most, written = np.full(MAP * MAP, 1 / 3), np.full(MAP * MAP, "-", object)
-    for thing, word in zip(things, words, strict=True):
-        share = np.bincount(parts, thing.mask.ravel(), MAP * MAP) / pixels
-        written[share > most] = word
-        most = np.maximum(most, share)
-    return _joined(written.tolist())
-
-
-def _joined(words: Sequence[str]) -> str:
-    """Words of parts, each of one token: a space before a location or letter would be a token of its own."""
-    return re.sub(r" (?=<loc|[A-Z0-9])", "", " ".join(words))

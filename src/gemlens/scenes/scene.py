@@ -6,6 +6,8 @@ is visible: a mask is where the thing is more than half opaque and nothing lies 
 
 from dataclasses import dataclass
 from functools import cmp_to_key
+from itertools import pairwise
+from math import cos, radians, sin
 from random import Random
 
 import numpy as np
@@ -45,10 +47,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Word:
-    """A word or number in a picture, and the box of its letters."""
+    """A word or number in a picture.
+
+    Args:
+        text: what is written.
+        box: of its letters, in pixels.
+        centres: (x, y) of the middle of each letter, in pixels.
+    """
 
     text: str
     box: Box
+    centres: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class _Canvas:
     def write(self, text: str) -> None:
         """Writes a word where nothing is; leaves it out where there is no such place."""
         chance, side = self._chance, min(self._picture.size)
-        drawn, box = _lettering(text, round(side * chance.uniform(0.13, 0.24)), chance)
+        drawn, box, centres = _lettering(text, round(side * chance.uniform(0.13, 0.24)), chance)
         if drawn.width > self._picture.width - 2 or drawn.height > self._picture.height - 2:
             return
         for _ in range(12):
@@ -133,7 +142,8 @@ class _Canvas:
                 self._picture.paste(drawn, (left, top), drawn)
                 self._areas.append(0)
                 self._kinds.append(KINDS[0])
-                self._words.append(Word(text, Box(left + box[0], top + box[1], left + box[2], top + box[3])))
+                moved = Box(left + box[0], top + box[1], left + box[2], top + box[3])
+                self._words.append(Word(text, moved, tuple((left + x, top + y) for x, y in centres)))
                 return
 
     def finished(self) -> Scene:
@@ -184,8 +194,10 @@ def _read_after(first: Word, second: Word) -> int:
     return 1 if (one.left > other.left if is_one_line else one.top > other.top) else -1
 
 
-def _lettering(text: str, height: int, chance: Random) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """A word on nothing with an outline, or on a plate; and the box of its letters therein."""
+def _lettering(
+    text: str, height: int, chance: Random
+) -> tuple[Image.Image, tuple[float, float, float, float], list[tuple[float, float]]]:
+    """A word on nothing with an outline, or on a plate; and therein the box of its letters and the middle of each."""
     font = artwork.font(height)
     edge = max(2, height // 8)
     left, top, right, bottom = font.getbbox(text)
@@ -199,10 +211,12 @@ def _lettering(text: str, height: int, chance: Random) -> tuple[Image.Image, tup
         drawn = Image.new("RGBA", size, (*ground, 0))
         pen = ImageDraw.Draw(drawn)
         pen.text((edge - left, edge - top), text, ink, font, stroke_width=edge // 2, stroke_fill=ground)
-    box = (edge, edge, size[0] - edge, size[1] - edge)
-    if chance.random() < 0.4:
-        before = drawn.size
-        drawn = drawn.rotate(chance.uniform(-8, 8), Image.Resampling.BILINEAR, expand=True)
-        wider, higher = (drawn.width - before[0]) / 2, (drawn.height - before[1]) / 2
-        box = (edge, edge, drawn.width - edge, drawn.height - edge) if wider + higher > 0 else box
-    return drawn, box
+    angle = chance.uniform(-8, 8) if chance.random() < 0.4 else 0.0
+    if angle:
+        drawn = drawn.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+    ends = [edge - left + font.getlength(text[:number]) for number in range(len(text) + 1)]
+    along = [(begin + end - size[0]) / 2 for begin, end in pairwise(ends)]  # from the middle
+    turn = radians(angle)
+    middle = drawn.width / 2, drawn.height / 2
+    centres = [(middle[0] + x * cos(turn), middle[1] - x * sin(turn)) for x in along]
+    return drawn, (edge, edge, drawn.width - edge, drawn.height - edge), centres

@@ -8,8 +8,8 @@ from random import Random
 
 from gemlens.data.example import Example
 from gemlens.errors import InputError
-from gemlens.scenes.questions import ASK, PAGES, TASKS, Question, segment
-from gemlens.scenes.scene import SPLITS, Scene, draw, page
+from gemlens.scenes.questions import ASK, TASKS, Question, segment
+from gemlens.scenes.scene import SPLITS, Scene, draw
 from gemlens.tasks.masks import Codec
 
 _TRIES = 1000  # scenes to look at for one that a question can be asked of
@@ -73,7 +73,7 @@ class Scenes:
         task = self._turns[index % len(self._turns)]
         for attempt in range(_TRIES):
             number = (self.seed * _EXAMPLES + index) * _TRIES + attempt
-            scene = (page if task in PAGES else draw)(number, self.split)
+            scene = draw(number, self.split)
             chance = Random(f"{self.split}:{number}:{task}")
             question = segment(scene, chance, self._codec) if task == "segment" else ASK[task](scene, chance)
             if question is not None:

@@ -1,24 +1,25 @@
-"""Where a run stands: weights that learn and AdamW's memory of them in safetensors, the rest in JSON.
+"""Where a run stands: weights that learn and the optimizers' memory of them in safetensors, the rest in JSON.
 
-    checkpoints/step-00000500/model.safetensors      weights.NAME, exp_avg.NAME, exp_avg_sq.NAME
+    checkpoints/step-00000500/model.safetensors      weights.NAME; exp_avg.NAME, exp_avg_sq.NAME or momentum_buffer.NAME
                               state.json             step, best value so far, settings
 
 A folder gets its name when it is complete, so that whatever a crash leaves behind is never taken for a checkpoint.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gemlens.errors import CheckpointError, InputError
+from gemlens.training.optimizers import learning, memory_of
 
 FILE = "state.json"
-_MEMORY = ("exp_avg", "exp_avg_sq")
 # What may differ between a run and its continuation: none of it changes the weights.
 FREE = ("workers", "log_every", "save_every", "keep", "tensorboard")
 
@@ -38,12 +39,7 @@ class State:
     settings: Mapping[str, Any]
 
 
-def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that learn, by name; a shared one once."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, keep: int) -> Path:
+def save(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: State, keep: int) -> Path:
     """Writes a checkpoint below `folder`, and then removes all but the newest `keep`.
 
     Raises:
@@ -55,7 +51,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     unfinished = place.with_name(f"{place.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        save_weights(_tensors(model, optimizer), unfinished, max_shard_size="1000TB")
+        save_weights(_tensors(model, optimizers), unfinished, max_shard_size="1000TB")
         write_json(unfinished / FILE, {"step": state.step, "best": state.best, "settings": dict(state.settings)})
         _remove(place)
         unfinished.rename(place)
@@ -106,8 +102,8 @@ def check_same(place: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
         )
 
 
-def restore(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Fills weights and AdamW's memory, bit by bit as they were.
+def restore(place: Path, model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
+    """Fills weights and the optimizers' memory, bit by bit as they were.
 
     Raises:
         CheckpointError: the file is damaged or of another model.
@@ -116,10 +112,11 @@ def restore(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ste
 
     source = SafetensorsSource(place / SINGLE_FILE)
     weights = learning(model)
+    owners = {name: memory_of(optimizers, weight) for name, weight in weights.items()}
     expected = {
         f"{part}.{name}": tuple(weight.shape)
-        for part in ("weights", *(_MEMORY if step else ()))
         for name, weight in weights.items()
+        for part in ("weights", *(owners[name][1] if step else ()))
     }
     if dict(source.shapes()) != expected:
         wrong = sorted(dict(source.shapes()).items() ^ expected.items())[0][0]
@@ -128,15 +125,17 @@ def restore(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ste
         for name, weight in weights.items():
             weight.copy_(source.tensor(f"weights.{name}"))
             if step:
-                memory = {part: source.tensor(f"{part}.{name}").to(weight.device).clone() for part in _MEMORY}
+                optimizer, parts = owners[name]
+                memory = {part: source.tensor(f"{part}.{name}").to(weight.device).clone() for part in parts}
                 optimizer.state[weight] = {"step": torch.tensor(float(step), device=weight.device), **memory}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, weight in learning(model).items():
         tensors[f"weights.{name}"] = weight.detach()
-        for part in _MEMORY:
+        optimizer, parts = memory_of(optimizers, weight)
+        for part in parts:
             if part in (memory := optimizer.state.get(weight, {})):
                 tensors[f"{part}.{name}"] = memory[part]
     return tensors

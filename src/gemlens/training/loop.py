@@ -20,7 +20,8 @@ from gemlens.errors import InputError
 from gemlens.training import checkpoints
 from gemlens.training.loading import Batch, Collate, Step, read_steps, steps_of
 from gemlens.training.metrics import Metrics
-from gemlens.training.objective import Objective
+from gemlens.training.objective import Goal, Objective
+from gemlens.training.optimizers import learning, optimizers_of, update
 from gemlens.training.order import seed_of
 from gemlens.training.schedule import rate
 from gemlens.training.settings import Settings
@@ -40,6 +41,7 @@ class Run:
         model: whose weights that require a gradient learn.
         source: what is learned from.
         collate: examples -> what the model takes.
+        objective: what is minimised; None for the cross-entropy of answers that the settings describe.
         evaluate: values by name, "loss" among them as "validation_loss"; None for no evaluation.
         keep_best: writes the result somewhere; called when an evaluation is the best so far.
         watch: told (step, steps, values) after each step.
@@ -51,6 +53,7 @@ class Run:
     model: nn.Module
     source: Source
     collate: Collate
+    objective: Goal | None = None
     evaluate: Evaluate | None = None
     keep_best: Callable[[], None] | None = None
     watch: Watch = field(default=lambda step, steps, values: None)
@@ -59,8 +62,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.steps = steps_of(self.settings, len(self.source))
-        self.optimizer = adamw(self.model, self.settings)
-        self.objective = Objective(mean=self.settings.mean, label_smoothing=self.settings.label_smoothing)
+        self.optimizers = optimizers_of(self.model, self.settings)
+        self.goal = self.objective or Objective(self.settings.mean, self.settings.label_smoothing)
         self.folder = Path(self.settings.output)
         self.best: float | None = None
 
@@ -94,10 +97,10 @@ class Run:
             self.say(f"Skipped: {sentence}")
         torch.manual_seed(seed_of(self.settings.seed, step.number))
         learning_rate = rate(self.settings, step.number, self.steps)
-        weight = sum(weight_of(self.objective, batch) for batch in step.batches)
+        weight = sum(weight_of(self.goal, batch) for batch in step.batches)
         loss = 0.0
         for batch in step.batches if weight else ():
-            part = summed_loss(self.model, self.objective, batch, self.settings.precision) / weight
+            part = summed_loss(self.model, self.goal, batch, self.settings.precision) / weight
             torch.autograd.backward(part)
             loss += float(part.detach())
         if not math.isfinite(loss):
@@ -109,12 +112,8 @@ class Run:
 
     def _update(self, learning_rate: float) -> float:
         """Changes the weights; gives the norm of the gradient."""
-        weights = list(checkpoints.learning(self.model).values())
-        norm = nn.utils.clip_grad_norm_(weights, self.settings.clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = nn.utils.clip_grad_norm_(learning(self.model).values(), self.settings.clip or math.inf)
+        update(self.optimizers, learning_rate)
         return float(norm)
 
     # -- between steps -------------------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ class Run:
 
     def _save(self, done: int) -> None:
         state = checkpoints.State(done, self.best, self.settings.to_dict())
-        checkpoints.save(self.folder / "checkpoints", self.model, self.optimizer, state, self.settings.keep)
+        checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, state, self.settings.keep)
 
     def _keep_if_best(self, scored: Mapping[str, float]) -> None:
         name = "validation_loss" if self.settings.metric == "loss" else self.settings.metric
@@ -153,14 +152,14 @@ class Run:
         for place in reversed(checkpoints.found(self.folder / "checkpoints")):
             state = checkpoints.read_state(place)
             checkpoints.check_same(place, state.settings, self.settings.to_dict())
-            checkpoints.restore(place, self.model, self.optimizer, state.step)
+            checkpoints.restore(place, self.model, self.optimizers, state.step)
             self.best = state.best
             self.say(f"Going on from step {state.step} of {self.steps}.")
             return state.step
         return 0
 
 
-def summed_loss(model: nn.Module, objective: Objective, batch: Batch, precision: str) -> Tensor:
+def summed_loss(model: nn.Module, objective: Goal, batch: Batch, precision: str) -> Tensor:
     """The sum that an objective gives for a batch, computed where the model is and in the wanted numbers."""
     device = next(model.parameters()).device
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -168,12 +167,12 @@ def summed_loss(model: nn.Module, objective: Objective, batch: Batch, precision:
         return objective(model, moved)
 
 
-def weight_of(objective: Objective, batch: Batch) -> float:
+def weight_of(objective: Goal, batch: Batch) -> float:
     """How much of a batch counts; see `Objective.weight`."""
     return float(objective.weight(batch["labels"], batch.get("attention_mask"), batch.get("position_ids")))
 
 
-def mean_loss(model: nn.Module, objective: Objective, batches: Iterable[Batch], precision: str) -> float:
+def mean_loss(model: nn.Module, objective: Goal, batches: Iterable[Batch], precision: str) -> float:
     """The loss over batches of any sizes, in eval mode; nan where nothing is scored."""
     model.eval()
     total = weight = 0.0
@@ -182,23 +181,3 @@ def mean_loss(model: nn.Module, objective: Objective, batches: Iterable[Batch], 
             total += float(summed_loss(model, objective, batch, precision))
             weight += weight_of(objective, batch)
     return total / weight if weight else math.nan
-
-
-def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over the weights that learn; only matrices decay, and no embedding of tokens.
-
-    Raises:
-        InputError: nothing learns.
-    """
-    weights = checkpoints.learning(model)
-    if not weights:
-        raise InputError("No weight of the model learns; name parts in train.")
-    decaying = [weight for name, weight in weights.items() if weight.dim() > 1 and "embed" not in name]
-    others = [weight for name, weight in weights.items() if not (weight.dim() > 1 and "embed" not in name)]
-    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        fused=True,
-    )

@@ -8,7 +8,7 @@ what padding would predict. Of several texts packed into a row, none is scored b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from gemlens.models.text import CausalLM
 from gemlens.training.chunked_loss import CHUNK, Rule, chunked_cross_entropy
 
 Mean = Literal["example", "token"]
+
+
+class Goal(Protocol):
+    """What can be minimised: a sum over a micro-batch, and how much that sum counts."""
+
+    def weight(self, labels: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, /) -> float:
+        """What the sums of micro-batches are divided by, added up."""
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], /) -> Tensor:
+        """The sum, a number that has a gradient."""
 
 
 @dataclass(frozen=True)

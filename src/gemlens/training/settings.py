@@ -52,6 +52,7 @@ class Settings:
     workers: int = _said(0, "Processes that read data besides this one.", least=0)
     on_error: Literal["stop", "skip"] = _said("stop", "What an unreadable example does.")
 
+    optimizer: Literal["adamw", "muon"] = _said("adamw", "What changes weights; muon: the matrices of layers by Muon.")
     learning_rate: float = _said(2e-4, "At its highest.", least=0)
     warmup: float = _said(0.05, "Share of the steps in which the rate rises from 0.", least=0, most=1)
     schedule: Literal["cosine", "constant"] = _said("cosine", "How it falls afterwards.")
