@@ -1,4 +1,4 @@
-"""Completes a sentence with the real Gemma 3 270M, from its GGUF file, as it comes. This is `make demo`.
+"""Completes a sentence with the real Gemma 3 270M, from its GGUF file, as it comes.
 
 python examples/complete.py ["Plants create energy through a process known as"]
 """

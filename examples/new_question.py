@@ -88,13 +88,13 @@ def accuracy(data: Path, model: str, adapter: Path | None = None) -> float:
 
 
 def learn(
-    folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120, count: int = 600
+    folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120, count: int = 600, seed: int = 0
 ) -> tuple[float, float, float]:
     """Accuracy before and after, and the seconds that training took."""
     learned, asked = write(folder / "train", "train", count), write(folder / "test", "test", count // 3)
     before = accuracy(asked, model)
-    said = {"model": model, "data": str(learned), "output": str(folder / method), "steps": steps, "batch_size": 32}
-    settings = settings_of({**said, "precision": "bf16", "attention": "eager", "warmup": 0.1, **METHODS[method]})
+    said = {"model": model, "data": str(learned), "output": str(folder / method), "steps": steps, "seed": seed}
+    settings = settings_of({**said, "batch_size": 32, "attention": "eager", "warmup": 0.1, **METHODS[method]})
     began = time.perf_counter()
     result = train(settings)
     seconds = time.perf_counter() - began
