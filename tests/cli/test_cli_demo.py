@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 from scripted_model import make_all_say
 from typer.testing import Result
 
+from gemlens import PaliGemmaForConditionalGeneration
 from gemlens.assets import DEMO_PICTURE, DEMO_SEED, MODEL
 from gemlens.cli.demo import Named, named_in, questions
 from gemlens.processing.pictures.pictures import open_picture
@@ -58,7 +59,9 @@ def test_every_task_is_shown_with_its_answer_and_the_drawing_is_written(
     shown = re.findall(r"^> (.*)\n(.*)\n", result.stdout, re.MULTILINE)
     assert shown == list(ANSWERS.items())
     width, height = open_picture(DEMO_PICTURE).size
-    assert f"looks at a drawn scene, {width} x {height}." in result.stdout
+    numbers = PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "embedded").num_parameters()
+    millions = f"{numbers / 1e6:.1f} million parameters"
+    assert f"{millions}, looks at a drawn scene, {width} x {height}." in result.stdout
     assert re.search(rf"= +cat +0, 0, {0.4995 * width:.0f}, {height}\n", result.stdout)
     assert "seconds; gemlens-demo.png shows what was found." in result.stdout
     assert "gemlens demo --image mine.jpg" in result.stdout

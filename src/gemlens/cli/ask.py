@@ -16,6 +16,7 @@ from gemlens.assets import MODEL_NAME
 from gemlens.cli import options
 from gemlens.cli.answer import Speaker
 from gemlens.cli.checkpoint import Checkpoint
+from gemlens.cli.facts import parameters_by_part
 from gemlens.cli.prompts import Inputs, Message, Picture, Reader
 from gemlens.cli.settings import Loading, Sampling
 from gemlens.cli.terminal import show, tell, waiting
@@ -136,7 +137,7 @@ def load_to_look(checkpoint: Checkpoint, loading: Loading) -> "GenerativeModel":
     import torch
 
     model = checkpoint.load_to_answer(loading)
-    if model.num_parameters() < _SMALL:
+    if sum(parameters_by_part(model.config).values()) < _SMALL:  # packed weights are no parameters
         torch.set_num_threads(1)
     return model
 

@@ -17,6 +17,7 @@ from gemlens.cli.answer import Speaker
 from gemlens.cli.ask import Wanted, load_to_look
 from gemlens.cli.checkpoint import Checkpoint
 from gemlens.cli.detect import Files
+from gemlens.cli.facts import parameters_by_part
 from gemlens.cli.prompts import Picture, Reader
 from gemlens.cli.settings import Loading, Sampling
 from gemlens.cli.terminal import columns, show, waiting
@@ -60,10 +61,9 @@ def demo(
     picture = Picture.open(str(DEMO_PICTURE) if image is None else image)
     with waiting(f"Loading {MODEL_NAME}"):
         tour = Tour.with_model(MODEL_NAME, picture)
-    (width, height), millions = picture.image.size, tour.speaker.model.num_parameters() / 1e6
-    show(
-        f"{MODEL_NAME}, {millions:.1f} million parameters, looks at {image or 'a drawn scene'}, {width} x {height}.\n\n"
-    )
+    (width, height), looked_at = picture.image.size, image or "a drawn scene"
+    millions = sum(parameters_by_part(tour.speaker.model.config).values()) / 1e6
+    show(f"{MODEL_NAME}, {millions:.1f} million parameters, looks at {looked_at}, {width} x {height}.\n\n")
     findings = tour.make()
     files.write(save.stem, picture, findings)
     show(f"\nThat took {time.perf_counter() - started:.1f} seconds; {save} shows what was found.\n{_NEXT}")
