@@ -39,6 +39,7 @@ bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/image_processors.py
 	$(BIN)/python benchmarks/tokenizers_and_text.py
+	$(BIN)/python benchmarks/finetuning.py
 
 docs: setup  ## write docs/cli from the app, check that the documentation's code runs and its links lead somewhere
 	$(BIN)/python -m gemlens.cli.help_pages docs/cli

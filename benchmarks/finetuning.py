@@ -1,6 +1,6 @@
 """A LoRA step on the real Gemma 3 270M, 2 rows of 512 tokens, beside transformers with peft and the same weights.
 
-    make real && .venv/bin/python benchmarks/finetuning.py
+    make real && .venv/bin/python benchmarks/finetuning.py [how many of the cases, 4 unless told]
 
 Each contestant runs in a process of its own, in turns, and takes a few steps: forward, backward, AdamW. Weights are in
 bfloat16, A and B in float32, rank 16 on all projections of the decoder. Memory is the process's largest resident size
@@ -144,11 +144,11 @@ def claims_of(case: Case) -> list[Claim]:
     ]
 
 
-def main() -> None:
+def main(cases: int) -> None:
     import peft
     import transformers
 
-    claims = [claim for case in CASES for claim in claims_of(case)]
+    claims = [claim for case in CASES[:cases] for claim in claims_of(case)]
     notes = (
         f"{ROUNDS} rounds of {STEPS} steps after one to warm up; {ROWS} rows of {LENGTH} tokens, rank {RANK}, "
         f"bfloat16; transformers {transformers.__version__}, peft {peft.__version__}"
@@ -158,8 +158,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 2:
         contestants = {OURS: ours, THEIRS: theirs}
         print(json.dumps(run(Case(**json.loads(sys.argv[2])), contestants[sys.argv[1]])))
     else:
-        main()
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else len(CASES))
