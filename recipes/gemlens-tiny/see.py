@@ -5,8 +5,9 @@
 
 Every patch of a picture says what it shows, by linear heads that are thrown away afterwards: which kind of thing, the
 edges of the whole thing, the codes of its mask, whether the thing's middle lies here, and which letters. So one picture
-gives hundreds of answers, where a caption gives a few. The loop, its settings and its checkpoints are those of `gemlens
-train`. P patches, G = sqrt(P) to a side, D width.
+gives hundreds of answers, where a caption gives a few. All heads choose between words, as the decoder will: what is
+linear here is linear there (edges as numbers made good boxes here and none there). The loop, its settings and its
+checkpoints are those of `gemlens train`. P patches, G = sqrt(P) to a side, D width.
 """
 
 import argparse
@@ -39,9 +40,9 @@ SLOTS = 3  # letters whose middles lie in one patch, at most
 NOTHING = len(KINDS)  # what a patch without a thing shows
 LEAST = 0.3  # of a patch belongs to a thing, or nothing does
 EDGES = 4  # top, left, bottom, right, as parts of the picture's side
-REACH = 0.25  # of the side: a head's 1 is an edge so far from the patch
-SIZES = {"kind": len(KINDS) + 1, "edges": EDGES, "middle": 1, "letters": SLOTS * (len(LETTERS) + 1)}
-WEIGHTS = {"kind": 1.0, "edges": 8.0, "middle": 3.0, "letters": 3.0, "codes": 0.25}
+STEPS = 64  # of a picture's side, between which an edge lies
+SIZES = {"kind": len(KINDS) + 1, "edges": EDGES * (STEPS + 1), "middle": 1, "letters": SLOTS * (len(LETTERS) + 1)}
+WEIGHTS = {"kind": 1.0, "edges": 0.5, "middle": 3.0, "letters": 3.0, "codes": 0.25}
 
 
 @dataclass(frozen=True)
@@ -173,19 +174,26 @@ def losses_of(pupil: Pupil, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     letters = said["letters"].unflatten(-1, (SLOTS, -1))
     return {
         "kind": F.cross_entropy(said["kind"].flatten(0, 1), batch["labels"].flatten()),
-        "edges": F.l1_loss(boxes(said["edges"])[owned], batch["edges"][owned]) if owned.any() else seen.sum() * 0,
+        "edges": edges_loss(said["edges"][owned], batch["edges"][owned]) if owned.any() else seen.sum() * 0,
         "middle": F.binary_cross_entropy_with_logits(said["middle"].squeeze(-1), batch["middle"]),
         "letters": F.cross_entropy(letters.flatten(0, 2), batch["letters"].flatten()),
         "codes": F.cross_entropy(codes.flatten(0, 1), wanted.flatten()) if owned.any() else seen.sum() * 0,
     }
 
 
+def edges_loss(said: Tensor, edges: Tensor) -> Tensor:
+    """Mean cross-entropy of what the head says [N, 4 * 65] with the two steps next to each edge [N, 4], by nearness."""
+    chances = said.unflatten(-1, (EDGES, -1)).log_softmax(-1)
+    below = (edges * STEPS).floor().clamp(max=STEPS - 1)
+    share = edges * STEPS - below  # of the step above
+    low, high = (chances.gather(-1, (below + up).long().unsqueeze(-1)).squeeze(-1) for up in (0, 1))
+    return -((1 - share) * low + share * high).mean()
+
+
 def boxes(said: Tensor) -> Tensor:
-    """What the head says of edges [B, P, 4] -> parts of the picture's side: it speaks of distances from the patch."""
-    side = round(said.shape[1] ** 0.5)
-    middles = (torch.arange(side, device=said.device) + 0.5) / side
-    rows, columns = middles.repeat_interleave(side), middles.repeat(side)
-    return said * REACH + torch.stack([rows, columns, rows, columns], -1)
+    """What the head says of edges [N, 4 * 65] -> the mean of each [N, 4], as parts of the picture's side."""
+    steps = torch.arange(STEPS + 1, device=said.device) / STEPS
+    return said.unflatten(-1, (EDGES, -1)).softmax(-1) @ steps
 
 
 @torch.no_grad()
@@ -196,7 +204,7 @@ def marks(pupil: Pupil, batch: Mapping[str, Tensor]) -> dict[str, float]:
     kinds = pupil.heads["kind"](seen).argmax(-1)
     letters = pupil.heads["letters"](seen).unflatten(-1, (SLOTS, -1)).argmax(-1)
     codes = pupil.codes(seen[owned]).unflatten(-1, (CODES, -1)).argmax(-1)
-    said, true = boxes(pupil.heads["edges"](seen))[owned], batch["edges"][owned]
+    said, true = boxes(pupil.heads["edges"](seen[owned])), batch["edges"][owned]
     shared = (torch.minimum(said, true)[:, 2:] - torch.maximum(said, true)[:, :2]).clamp(min=0).prod(1)
     areas = [(edges[:, 2:] - edges[:, :2]).clamp(min=0).prod(1) for edges in (said, true)]
     return {
