@@ -101,6 +101,31 @@ def test_gradient_checkpointing_and_other_processes_change_nothing(tmp_path: Pat
     assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what torch.compile does within
+def test_compiled_layers_change_nothing_but_rounding_and_go_on_after_a_stop(tmp_path: Path) -> None:
+    train(settings(tmp_path, output=str(tmp_path / "plain"), precision="fp32"))
+    compiled = weights(train(settings(tmp_path, precision="fp32", compile=True)))
+    said = {"precision": "fp32", "compile": True, "save_every": 2, "output": str(tmp_path / "stopped")}
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(tmp_path, **said), stop=lambda: len(losses(tmp_path / "stopped")) == 3)
+    assert same(weights(train(settings(tmp_path, **said))), compiled)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+def test_each_layer_of_the_decoder_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **said: compiled.append(type(self).__name__))
+    train(settings(tmp_path, steps=1, compile=True))
+    assert compiled == ["DecoderLayer"] * len(compiled) != []
+
+
+def test_no_compiler_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler, and there is no 'no-such-compiler'"):
+        train(settings(tmp_path, compile=True))
+
+
 def test_only_named_parts_learn(tmp_path: Path) -> None:
     before = weights(Path(settings(tmp_path).model))
     after = weights(train(settings(tmp_path, train=["projector"])))

@@ -67,6 +67,7 @@ class Settings:
     precision: Literal["bf16", "fp32"] = _said("bf16", "Numbers to compute in.")
     attention: str = _said("", "Implementation of attention; empty: the model's own choice.")
     gradient_checkpointing: bool = _said(False, "Compute activations again instead of keeping them.")
+    compile: bool = _said(False, "Compile the decoder's layers first; on a CPU that needs a C++ compiler.")
     seed: int = _said(0, "Of order, dropout and new weights.", least=0)
 
     log_every: int = _said(10, "Steps between two lines of metrics.", least=1)

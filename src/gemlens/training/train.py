@@ -94,12 +94,13 @@ def prepare(settings: Settings) -> Trainee:
     """Loads a model and marks what learns.
 
     Raises:
-        GemlensError: it cannot be loaded, or a part that should learn is unknown.
+        GemlensError: it cannot be loaded, a part that should learn is unknown, or there is no compiler.
     """
     from gemlens.models.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from gemlens.processing.auto_processor import AutoProcessor
     from gemlens.processing.text.auto_tokenizer import AutoTokenizer
     from gemlens.training.activations import keep_less
+    from gemlens.training.compiling import compile_layers
     from gemlens.training.freezing import train_only
     from gemlens.training.lora import add_lora
 
@@ -121,6 +122,8 @@ def prepare(settings: Settings) -> Trainee:
     keep_less(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if settings.compile:
+        compile_layers(model)
     processor = (AutoProcessor if has_pictures else AutoTokenizer).from_pretrained(settings.model)
     return Trainee(model, processor)
 
