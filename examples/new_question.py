@@ -2,41 +2,42 @@
 
     python examples/new_question.py [FOLDER] [--method lora|full|frozen]
 
-Four shapes lie on photographs: "answer en which shape is there?". Pictures and answers are written as JSONL, as anybody
-would have them, trained with `gemlens.training`, and asked on pictures of other photographs before and after.
+"answer en what is it?" asks for the group that the things of a picture belong to (animal, food, vehicle or object), in
+words that the model never said. Pictures and answers are written as JSONL, as anybody would have them, trained with
+`gemlens.training`, and asked on pictures of other photographs before and after.
 """
 
 import argparse
 import json
-import math
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import count as numbers
+from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from gemlens import AutoModelForImageTextToText, AutoProcessor
 from gemlens.data.sources import open_source
 from gemlens.evals.run import evaluate
-from gemlens.scenes.artwork import background
+from gemlens.scenes.kinds import KINDS
+from gemlens.scenes.scene import draw
 from gemlens.tasks import prompts
 from gemlens.training.adapters import load_adapter
 from gemlens.training.settings import settings_of
 from gemlens.training.train import train
 
-SIDE, FINER = 128, 4
-SHAPES = {
-    "triangle": [(0.5, 0.0), (1.0, 0.9), (0.0, 0.9)],
-    "diamond": [(0.5, 0.0), (0.85, 0.5), (0.5, 1.0), (0.15, 0.5)],
-    "arrow": [(0.0, 0.35), (0.55, 0.35), (0.55, 0.1), (1.0, 0.5), (0.55, 0.9), (0.55, 0.65), (0.0, 0.65)],
-    "cross": [
-        *((0.35, 0.0), (0.65, 0.0), (0.65, 0.35), (1.0, 0.35), (1.0, 0.65), (0.65, 0.65)),
-        *((0.65, 1.0), (0.35, 1.0), (0.35, 0.65), (0.0, 0.65), (0.0, 0.35), (0.35, 0.35)),
-    ],
+QUESTION = prompts.answer("what is it?")
+GROUPS = {
+    "food": "apple banana burger carrot donut mushroom pineapple pizza strawberry watermelon",
+    "vehicle": "airplane bicycle boat bus car tractor",
+    "object": "ball balloon bell crown guitar hat heart house key star tree umbrella",
 }
-QUESTION = prompts.answer("which shape is there?")
+GROUP_OF = dict.fromkeys((kind.name for kind in KINDS), "animal") | {
+    name: group for group, names in GROUPS.items() for name in names.split()
+}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "lora": {"rank": 16, "targets": ["all-linear"]}, "learning_rate": 3e-3},
     "full": {"method": "full", "learning_rate": 3e-4},
@@ -44,34 +45,22 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def picture(chance: Random, split: str, shape: str) -> Image.Image:
-    """A shape in a plain colour, somewhere on a photograph."""
-    made = background(chance, split, (SIDE, SIDE))
-    size = SIDE * chance.uniform(0.25, 0.5)
-    left, top = (chance.uniform(0, SIDE - size) for _ in "xy")
-    angle = chance.uniform(-0.3, 0.3)
-    corners = []
-    for x, y in SHAPES[shape]:
-        across, down = x - 0.5, y - 0.5
-        turned = (across * math.cos(angle) - down * math.sin(angle), across * math.sin(angle) + down * math.cos(angle))
-        corners.append(
-            tuple(FINER * (edge + size * (0.5 + part)) for edge, part in zip((left, top), turned, strict=True))
-        )
-    stencil = Image.new("L", (SIDE * FINER, SIDE * FINER))
-    ImageDraw.Draw(stencil).polygon(corners, fill=255)
-    colour = tuple(chance.randrange(256) for _ in "rgb")
-    made.paste(Image.new("RGB", made.size, colour), (0, 0), stencil.resize(made.size, Image.Resampling.BOX))
-    return made
+def asked_of(split: str, seed: int) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures in which all things are of one kind, and the group of that kind."""
+    for number in numbers(seed * 10**9):
+        scene = draw(number, split)
+        kinds = {thing.kind.name for thing in scene.things}
+        if len(kinds) == 1:
+            yield scene.picture, GROUP_OF[kinds.pop()]
 
 
-def write(folder: Path, split: str, count: int) -> Path:
+def write(folder: Path, split: str, count: int, seed: int) -> Path:
     """Writes pictures and a JSONL file of questions about them."""
     folder.mkdir(parents=True)
-    chance, rows = Random(split), []
-    for number in range(count):
-        shape = chance.choice(list(SHAPES))
-        picture(chance, split, shape).save(folder / f"{number}.png")
-        rows.append({"image": f"{number}.png", "prefix": QUESTION, "suffix": shape})
+    rows = []
+    for number, (picture, group) in enumerate(islice(asked_of(split, seed), count)):
+        picture.save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "prefix": QUESTION, "suffix": group})
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -91,7 +80,8 @@ def learn(
     folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120, count: int = 600, seed: int = 0
 ) -> tuple[float, float, float]:
     """Accuracy before and after, and the seconds that training took."""
-    learned, asked = write(folder / "train", "train", count), write(folder / "test", "test", count // 3)
+    learned = write(folder / "train", "train", count, 1000 + seed)  # scenes that the model has not learned from
+    asked = write(folder / "test", "test", count // 3, 1000 + seed)
     before = accuracy(asked, model)
     said = {"model": model, "data": str(learned), "output": str(folder / method), "steps": steps, "seed": seed}
     settings = settings_of({**said, "batch_size": 32, "attention": "eager", "warmup": 0.1, **METHODS[method]})

@@ -42,7 +42,7 @@ LEAST = 0.3  # of a patch belongs to a thing, or nothing does
 EDGES = 4  # top, left, bottom, right, as parts of the picture's side
 STEPS = 64  # of a picture's side, between which an edge lies
 SIZES = {"kind": len(KINDS) + 1, "edges": EDGES * (STEPS + 1), "middle": 1, "letters": SLOTS * (len(LETTERS) + 1)}
-WEIGHTS = {"kind": 1.0, "edges": 0.5, "middle": 3.0, "letters": 3.0, "codes": 0.25}
+WEIGHTS = {"kind": 1.0, "edges": 1.0, "middle": 3.0, "letters": 3.0, "codes": 0.4}
 
 
 @dataclass(frozen=True)
