@@ -20,15 +20,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from gemlens import AutoProcessor, PaliGemmaForConditionalGeneration
 from gemlens.data.example import Example
 from gemlens.scenes.kinds import KINDS
-from gemlens.scenes.scene import Scene, Thing, draw, page
+from gemlens.scenes.scene import Scene, draw, page
 from gemlens.tasks.mask_codec import MaskCodec
-from gemlens.tasks.masks import CODES, LAST_CODE, pixels
+from gemlens.tasks.masks import CODES, LAST_CODE, mask_in_box
 from gemlens.training.loading import Batch
 from gemlens.training.loop import Run
 from gemlens.training.settings import Settings, read_recipe, settings_of
@@ -90,11 +89,11 @@ class Labels:
             row = self._patches(scene)
             row["owner"] = np.where(row["owner"] >= 0, row["owner"] + before, -1)
             rows.append(row)
-            masks += [_in_box(thing) for thing in scene.things]
+            masks += [mask_in_box(thing.mask, thing.box) for thing in scene.things]
             before += len(scene.things)
         batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         with torch.no_grad():
-            codes = self.codec.encode(torch.from_numpy(np.stack(masks))) if masks else torch.zeros(0, CODES).long()
+            codes = self.codec.encode(torch.stack(masks)) if masks else torch.zeros(0, CODES).long()
         return {"pixel_values": pictures["pixel_values"], "codes": codes, **batch}
 
     def _patches(self, scene: Scene) -> dict[str, np.ndarray]:
@@ -122,13 +121,6 @@ class Labels:
             min(int(at * self.side / size), self.side - 1) for at, size in zip(place, scene.picture.size, strict=True)
         )
         return row * self.side + column
-
-
-def _in_box(thing: Thing) -> np.ndarray:
-    """[64, 64] in [0, 1]: the mask cut to its box, as gemlens.tasks.masks cuts it."""
-    left, top, right, bottom = pixels(thing.box, (thing.mask.shape[1], thing.mask.shape[0]))
-    part = Image.fromarray(thing.mask[top:bottom, left:right].astype(np.float32))
-    return np.asarray(part.resize((64, 64), Image.Resampling.BILINEAR)).clip(0, 1)
 
 
 class Pupil(nn.Module):

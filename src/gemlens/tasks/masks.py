@@ -35,12 +35,16 @@ class Codec(Protocol):
 
 
 def encode_mask(mask: np.ndarray, box: Box, codec: Codec) -> tuple[int, ...]:
-    """The sixteen codes of what a mask covers inside a box.
+    """The sixteen codes of what a mask covers inside a box; `mask_in_box` says what is taken and raised."""
+    return tuple(codec.encode(mask_in_box(mask, box)[None])[0].tolist())
+
+
+def mask_in_box(mask: np.ndarray, box: Box) -> Tensor:
+    """What a mask covers inside a box, in the size that a codec takes: floats [64, 64] in [0, 1].
 
     Args:
         mask: bool [height, width] of the whole picture.
         box: in pixels; edges go to the nearest pixel.
-        codec: the network.
 
     Raises:
         InputError: the mask has another type or shape, or the box lies outside of it.
@@ -50,7 +54,7 @@ def encode_mask(mask: np.ndarray, box: Box, codec: Codec) -> tuple[int, ...]:
     left, top, right, bottom = pixels(box, (mask.shape[1], mask.shape[0]))
     part = Image.fromarray(mask[top:bottom, left:right].astype(np.float32))
     small = np.asarray(part.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).clip(0, 1)  # may round to 1.0000001
-    return tuple(codec.encode(torch.from_numpy(small)[None])[0].tolist())
+    return torch.from_numpy(small)
 
 
 def decode_mask(codes: Sequence[int], box: Box, size: tuple[int, int], codec: Codec) -> np.ndarray:
