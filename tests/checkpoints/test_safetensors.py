@@ -224,14 +224,14 @@ def test_ten_thousand_mutated_headers_are_sentences_or_read_rightly(single: Path
         mutated = rng.choice(MUTATIONS)(header, rng)
         claimed = rng.choice([*[len(mutated)] * 20, 0, length - 1, 2**64 - 1, len(mutated) + len(body) + 1])
         path.write_bytes(struct.pack("<Q", claimed) + mutated + body[: rng.choice([*[len(body)] * 20, 0, 3])])
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             weights = open_weights(Origin(single))
             for name, shape in weights.shapes().items():
                 assert weights.tensor(name, torch.float32).shape == shape
         except CheckpointError as error:
             said.append(str(error))
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert 8_000 < len(said) < 10_000
     assert [text for text in said if not text.endswith(("again.", "quantization."))] == []
     assert slowest < 1

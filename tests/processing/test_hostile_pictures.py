@@ -111,9 +111,9 @@ def test_mutated_files(part: int) -> None:
     pictures, slowest = 0, 0.0
     for number in range(MUTATIONS // 10):
         data = mutated(SEEDS[number % len(SEEDS)], dice)
-        started = time.perf_counter()
+        started = time.process_time()
         pictures += outcome(data)
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
     assert 0 < pictures < MUTATIONS // 10, "some are still pictures, or the mutations are too rough"
     assert slowest < 5, "seconds for a file of some hundred bytes"
 
@@ -159,9 +159,9 @@ class TestBombs:
         tracemalloc.start()
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()
             assert not outcome(bomb, PictureLimits())
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert min(times) < 0.05
@@ -210,10 +210,10 @@ except PictureError as error:
             case "TIFF":
                 data = encoded(Image.new("1", (9_000, 10_000)), "TIFF", compression="group4")
         tracemalloc.start()
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(PictureError, match=r"is (\d+) x (\d+) pixels, but at most"):
             open_picture(data)
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.5
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
 
@@ -234,18 +234,18 @@ except PictureError as error:
         else:
             frames = [Image.new("RGB", (2, 2), (number % 256, number // 256, 0)) for number in range(1_100)]
             data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(PictureError, match="more than 1000 frames"):
             open_picture(data)
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
 
     def test_a_jpeg_of_thousands_of_scans(self) -> None:
         """Each empty scan visits all blocks again: 40 kB could keep a decoder busy for minutes."""
         data = encoded(photo(16, 16), "JPEG", progressive=True)
         start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
-        started = time.perf_counter()
+        started = time.process_time()
         assert not outcome(data[:end] + data[start:end] * 5_000 + data[end:])
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
         assert outcome(data[:end] + data[start:end] * 5 + data[end:])
 
     def test_tiff_directories_in_a_circle(self) -> None:

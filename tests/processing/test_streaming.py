@@ -100,9 +100,9 @@ def test_a_long_answer_costs_no_more_per_token_than_a_short_one() -> None:
     def seconds(count: int) -> float:
         stream = TextStream(TOKENIZER, ["a" * 500 + "b"])
         ids = [TOKENIZER.convert_tokens_to_ids("a")] * count
-        started = time.perf_counter()
+        started = time.process_time()
         for token in ids:
             stream.put(token)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(seconds(20_000) for _ in range(3)) < 40 * min(seconds(1_000) for _ in range(3))
