@@ -77,6 +77,16 @@ def test_masks_are_where_things_are_drawn() -> None:
         assert changed[~near].mean() < 0.005, "pixels of soft shadows"
 
 
+def test_backgrounds_of_training_are_disguised_and_those_of_testing_are_not() -> None:
+    for split, disguised in (("train", True), ("test", False)):
+        changed = 0
+        for seed in range(60):
+            drawn = artwork.background(Random(seed), split, (64, 64))
+            plain = artwork._ground(Random(seed), split, (64, 64))
+            changed += drawn.tobytes() != plain.tobytes()
+        assert (changed > 45) if disguised else (changed == 0)
+
+
 def test_words_are_of_the_split_and_numbers_too() -> None:
     texts = {split: [word.text for seed in range(400) for word in draw(seed, split).words] for split in SPLITS}
     assert not any(words.is_unseen(text) for text in texts["train"])
