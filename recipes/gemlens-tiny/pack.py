@@ -1,6 +1,6 @@
 """Puts a trained folder into the package: weights in bfloat16, config, tokenizer, processor; the mask codec is there.
 
-python recipes/gemlens-tiny/pack.py build/gemlens-tiny/speak/last
+python recipes/gemlens-tiny/pack.py build/gemlens-tiny/ask/last
 """
 
 import argparse

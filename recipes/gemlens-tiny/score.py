@@ -1,7 +1,7 @@
 """Scores gemlens-tiny on 1,000 scenes of photographs and some words that it never saw.
 
     python recipes/gemlens-tiny/score.py [FOLDER of a model] [--scenes 1000] [--out results.json]
-    python recipes/gemlens-tiny/score.py build/gemlens-tiny/speak/last --split train --seed 9 --scenes 100
+    python recipes/gemlens-tiny/score.py build/gemlens-tiny/ask/last --split train --seed 9 --scenes 100
 
 Every scene is asked everything that can be asked of it once, in seven sources of as many examples. Choices between
 trainings are made by the second form: scenes of the training's photographs and words, of another seed than it has.

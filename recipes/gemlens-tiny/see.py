@@ -152,25 +152,25 @@ class Sight:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum over the pictures of a batch."""
-        losses = losses_of(cast(Pupil, model), batch)
-        return len(batch["labels"]) * torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+        pupil = cast(Pupil, model)
+        return len(batch["labels"]) * loss_of(pupil, pupil(batch["pixel_values"]), batch)
 
 
-def losses_of(pupil: Pupil, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean loss of each head; edges and codes where there is a thing."""
-    seen = pupil(batch["pixel_values"])
+def loss_of(pupil: Pupil, seen: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of the heads' mean losses on what was seen [B, P, D]; edges and codes where there is a thing."""
     said = {name: head(seen).float() for name, head in pupil.heads.items()}
     owned = batch["owner"] >= 0
     codes = pupil.codes(seen[owned]).float().unflatten(-1, (CODES, -1))  # [N, 16, 128]
     wanted = batch["codes"][batch["owner"][owned]]
     letters = said["letters"].unflatten(-1, (SLOTS, -1))
-    return {
+    losses = {
         "kind": F.cross_entropy(said["kind"].flatten(0, 1), batch["labels"].flatten()),
         "edges": edges_loss(said["edges"][owned], batch["edges"][owned]) if owned.any() else seen.sum() * 0,
         "middle": F.binary_cross_entropy_with_logits(said["middle"].squeeze(-1), batch["middle"]),
         "letters": F.cross_entropy(letters.flatten(0, 2), batch["letters"].flatten()),
         "codes": F.cross_entropy(codes.flatten(0, 1), wanted.flatten()) if owned.any() else seen.sum() * 0,
     }
+    return torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
 
 
 def edges_loss(said: Tensor, edges: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""How gemlens-tiny learns several questions about one picture: as if each had a picture of its own."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from gemlens import AutoProcessor, PaliGemmaForConditionalGeneration
+from gemlens.data.example import Example
+from gemlens.models.loss import IGNORED
+from gemlens.tasks.mask_codec import MaskCodec
+from gemlens.training.batches import Collator
+from gemlens.training.loop import Run
+from gemlens.training.settings import settings_of
+from training.small_run import model_folder
+
+sys.path.append(str(Path(__file__).parents[2] / "recipes" / "gemlens-tiny"))
+import ask
+import see
+
+SIDE = 2  # patches
+CODEC = MaskCodec.load(see.MASK_CODEC)
+
+
+@pytest.fixture(scope="module")
+def trainee(tmp_path_factory: pytest.TempPathFactory) -> tuple[PaliGemmaForConditionalGeneration, Any]:
+    folder = model_folder(tmp_path_factory.mktemp("model"))
+    return PaliGemmaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+
+
+def rows_of(processor: Any) -> ask.Rows:
+    return ask.Rows(see.Labels(processor, SIDE, CODEC), processor)
+
+
+def lessons(count: int) -> list[ask.Lesson]:
+    source = ask.Lessons(CODEC)
+    return [source[number] for number in range(count)]
+
+
+def alone(lesson: ask.Lesson) -> list[Example]:
+    assert lesson.scene is not None
+    return [Example(lesson.id, (lesson.scene.picture,), asked.prompt, asked.answer) for asked in lesson.questions]
+
+
+def test_every_task_is_asked_and_none_twice_of_a_picture() -> None:
+    first_words = set()
+    for lesson in lessons(100):
+        assert 1 <= len(lesson.questions) <= ask.QUESTIONS
+        assert len({asked.prompt for asked in lesson.questions}) == len(lesson.questions)
+        first_words |= {" ".join(asked.prompt.split()[:3:2]) for asked in lesson.questions}
+    assert first_words >= {"caption", "ocr", "answer how", "answer is", "answer where"}
+
+
+def test_rows_are_those_of_the_collator(trainee: tuple[PaliGemmaForConditionalGeneration, Any]) -> None:
+    _, processor = trainee
+    asked = lessons(8)
+    batch = rows_of(processor)(asked)
+    expected = []
+    for number, lesson in enumerate(asked):
+        for example in alone(lesson):
+            row = Collator(processor)([example])
+            expected.append((number, row["input_ids"][0].tolist(), row["labels"][0].tolist()))
+    found = []
+    for picture, ids, answers, mask in zip(
+        *(batch[name] for name in ("picture", "input_ids", "answers", "attention_mask")), strict=True
+    ):
+        real = mask.bool()
+        assert (answers[~real] == IGNORED).all()
+        found.append((int(picture), ids[real].tolist(), answers[real].tolist()))
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_loss_is_that_of_each_question_with_a_picture_of_its_own(
+    trainee: tuple[PaliGemmaForConditionalGeneration, Any],
+) -> None:
+    model, processor = trainee
+    asked = lessons(6)
+    batch = rows_of(processor)(asked)
+    with torch.no_grad():
+        seen = model.vision_tower(batch["pixel_values"]).last_hidden_state
+        rows = torch.arange(len(batch["picture"]))
+        found = sum(float(ask.answers_loss(model, seen, batch, part)) for part in rows.chunk(3))
+        examples = [example for lesson in asked for example in alone(lesson)]
+        expected = sum(float(model(**Collator(processor)([example])).loss) for example in examples)
+    assert len(examples) == len(rows)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_student_learns_with_the_loop_of_gemlens_train(
+    trainee: tuple[PaliGemmaForConditionalGeneration, Any], tmp_path: Path
+) -> None:
+    model, processor = trainee
+    said = {"model": "here", "data": ["scenes:train"], "output": str(tmp_path), "steps": 20, "batch_size": 4}
+    settings = settings_of({**said, "method": "full", "optimizer": "muon", "learning_rate": 1e-2, "log_every": 1})
+    student = ask.Student(model)
+    before = model.vision_tower.vision_model.post_layernorm.weight.clone()
+    Run(settings, student, ask.Lessons(CODEC), rows_of(processor), ask.Lecture()).train()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert not torch.equal(before, cast(Any, model).vision_tower.vision_model.post_layernorm.weight)
+    assert student.pupil.codes.weight.abs().max() > 0
