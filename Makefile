@@ -1,14 +1,14 @@
 # Every action of the repository. Two commands do all the set-up on a machine that has only Python 3.11 and make:
-#     make demo     the main job: the real Gemma 3 270M completes a sentence
+#     make demo     the main job: the embedded model captions, answers, finds, segments and reads, offline
 #     make test     the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test lint types real bench docs clean
+.PHONY: help setup demo test lint types real bench eval-tiny docs clean
 
 help:  ## list the actions
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: .venv/ready  ## make .venv with everything for development, at the pinned versions
 
@@ -18,8 +18,8 @@ setup: .venv/ready  ## make .venv with everything for development, at the pinned
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
 	@touch $@
 
-demo: setup  ## complete a sentence with the real Gemma 3 270M, from its GGUF file
-	@$(BIN)/python examples/complete.py
+demo: setup  ## caption, answer, find, segment and read on a picture, with the embedded model
+	@$(BIN)/gemlens demo
 
 test: setup  ## run the tests (those marked real need `make real`)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
@@ -40,6 +40,10 @@ bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/image_processors.py
 	$(BIN)/python benchmarks/tokenizers_and_text.py
 	$(BIN)/python benchmarks/finetuning.py
+	$(BIN)/python benchmarks/new_question.py
+
+eval-tiny: setup  ## score the embedded model on 1,000 scenes that it never saw
+	$(BIN)/python recipes/gemlens-tiny/score.py
 
 docs: setup  ## write docs/cli from the app, check that the documentation's code runs and its links lead somewhere
 	$(BIN)/python -m gemlens.cli.help_pages docs/cli

@@ -4,7 +4,8 @@
 
 "answer en what is it?" asks for the group that the things of a picture belong to (animal, food, vehicle or object), in
 words that the model never said. Pictures and answers are written as JSONL, as anybody would have them, trained with
-`gemlens.training`, and asked on pictures of other photographs before and after.
+`gemlens.training`, and asked on pictures of other photographs before and after. It is not learned well yet: 73 % of the
+answers are right after LoRA, in one run.
 """
 
 import argparse
@@ -38,8 +39,13 @@ GROUPS = {
 GROUP_OF = dict.fromkeys((kind.name for kind in KINDS), "animal") | {
     name: group for group, names in GROUPS.items() for name in names.split()
 }
+SETTINGS = {"batch_size": 16, "warmup": 0.1, "beta2": 0.98, "attention": "eager"}
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"method": "lora", "lora": {"rank": 16, "targets": ["all-linear"]}, "learning_rate": 3e-3},
+    "lora": {
+        "method": "lora",
+        "lora": {"rank": 16, "dropout": 0.0, "targets": ["all-linear"]},
+        "learning_rate": 1.5e-3,
+    },
     "full": {"method": "full", "learning_rate": 3e-4},
     "frozen": {"method": "full", "train": ["language"], "learning_rate": 3e-4},  # the picture encoder stays as it is
 }
@@ -77,14 +83,14 @@ def accuracy(data: Path, model: str, adapter: Path | None = None) -> float:
 
 
 def learn(
-    folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 120, count: int = 600, seed: int = 0
+    folder: Path, method: str, model: str = "gemlens-tiny", steps: int = 300, count: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Accuracy before and after, and the seconds that training took."""
     learned = write(folder / "train", "train", count, 1000 + seed)  # scenes that the model has not learned from
-    asked = write(folder / "test", "test", count // 3, 1000 + seed)
+    asked = write(folder / "test", "test", count // 10, 1000 + seed)
     before = accuracy(asked, model)
     said = {"model": model, "data": str(learned), "output": str(folder / method), "steps": steps, "seed": seed}
-    settings = settings_of({**said, "batch_size": 32, "attention": "eager", "warmup": 0.1, **METHODS[method]})
+    settings = settings_of({**said, **SETTINGS, **METHODS[method]})
     began = time.perf_counter()
     result = train(settings)
     seconds = time.perf_counter() - began

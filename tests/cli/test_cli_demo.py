@@ -15,7 +15,7 @@ from scripted_model import make_all_say
 from typer.testing import Result
 
 from gemlens import PaliGemmaForConditionalGeneration
-from gemlens.assets import DEMO_PICTURE, DEMO_SEED, MODEL
+from gemlens.assets import DEMO_PICTURE, DEMO_SEED
 from gemlens.cli.demo import Named, named_in, questions
 from gemlens.processing.pictures.pictures import open_picture
 from gemlens.scenes.kinds import BY_NAME, KINDS
@@ -127,7 +127,6 @@ def test_the_picture_is_the_scene_of_its_seed() -> None:
     assert len(scene.words) == 1
 
 
-@pytest.mark.skipif(not (MODEL / "model.safetensors").exists(), reason="the embedded model is not there yet")
 def test_the_embedded_model_knows_the_scene(gemlens: Call, tmp_path: Path) -> None:
     scene = draw(DEMO_SEED, "test")
     started = time.perf_counter()
