@@ -133,11 +133,12 @@ def refused(do: Any, *arguments: Any, **named: Any) -> str:
     """The sentence that a call ends with, in less than a second of this thread, with no other thread left behind."""
     gc.freeze()  # what other tests left is not searched for garbage meanwhile
     threads, begin, tracer = threading.active_count(), time.thread_time(), sys.gettrace()
-    with pytest.raises(InputError) as caught:
-        do(*arguments, **named)
-    took = time.thread_time() - begin
-    gc.unfreeze()
-    assert took < 1
+    try:
+        with pytest.raises(InputError) as caught:
+            do(*arguments, **named)
+        assert time.thread_time() - begin < 1
+    finally:
+        gc.unfreeze()
     assert threading.active_count() <= threads  # threads of other tests may have ended meanwhile
     assert sys.gettrace() is tracer
     sentence = str(caught.value)
