@@ -37,8 +37,8 @@ from gemlens.training.train import Evaluation, prepare
 
 PAGES = 0.1  # of the pictures show words only
 QUESTIONS = 3  # about a picture, at most
-# How soon each task has its turn. Scenes are not chosen for tasks, so those that few scenes allow are asked far less: of
-# the rows of 500 pictures 4 % are relations and 8 % readings.
+# How soon each task has its turn. Scenes are not chosen for tasks, so those that few scenes allow are asked far less:
+# of the rows of 500 pictures 4 % are relations and 8 % readings.
 SHARES = {
     "caption": 4, "count": 4, "presence": 1, "place": 3, "relation": 8, "detect": 4, "ocr": 6, "segment": 2,
 }  # fmt: skip
