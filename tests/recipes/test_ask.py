@@ -1,6 +1,7 @@
 """How gemlens-tiny learns several questions about one picture: as if each had a picture of its own."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -75,6 +76,33 @@ def test_rows_are_those_of_the_collator(trainee: tuple[PaliGemmaForConditionalGe
     assert sorted(found) == sorted(expected)
 
 
+def test_rows_say_where_what_they_name_is() -> None:
+    """For relations: both things, in the order of their names, with the answer that their places give."""
+    processor = AutoProcessor.from_pretrained("gemlens-tiny")  # each name is one token there
+    asked = lessons(60)
+    batch = rows_of(processor)(asked)
+    seen = 0
+    for row, (picture, ids) in enumerate(zip(batch["picture"], batch["input_ids"], strict=True)):
+        text = processor.tokenizer.decode(ids[batch["attention_mask"][row] == 1], skip_special_tokens=True)
+        said = re.search(r"is the (\w+) (left of|right of|above|below) the (\w+)\?\n(yes|no)", text)
+        if said is None:
+            continue
+        scene, seen = asked[int(picture)].scene, seen + 1
+        things = {thing.kind.name: thing.box for thing in scene.things}
+        width, height = scene.picture.size
+        for place, name in zip(batch["pairs"][row], (said[1], said[3]), strict=True):
+            box = things[name]
+            edges = [box.top / height, box.left / width, box.bottom / height, box.right / width]
+            assert place.tolist() == pytest.approx(edges)
+        named = batch["order"][row] != IGNORED
+        assert batch["order"][row][named].tolist() == [0, 1]
+        assert torch.equal(batch["places"][row][named], batch["pairs"][row])
+        first, second = (place[:2] + place[2:] for place in batch["pairs"][row])
+        axis, is_before = int(said[2].endswith("of")), said[2] in ("left of", "above")
+        assert bool(first[axis] < second[axis]) == (is_before == (said[4] == "yes"))
+    assert seen > 5
+
+
 def test_the_loss_is_that_of_each_question_with_a_picture_of_its_own(
     trainee: tuple[PaliGemmaForConditionalGeneration, Any],
 ) -> None:
@@ -82,9 +110,10 @@ def test_the_loss_is_that_of_each_question_with_a_picture_of_its_own(
     asked = lessons(6)
     batch = rows_of(processor)(asked)
     with torch.no_grad():
-        seen = model.vision_tower(batch["pixel_values"]).last_hidden_state
+        student = ask.Student(model)
+        seen = student.pupil(batch["pixel_values"])
         rows = torch.arange(len(batch["picture"]))
-        found = sum(float(ask.answers_loss(model, seen, batch, part)) for part in rows.chunk(3))
+        found = sum(float(ask.losses_of(student, seen, batch, part)[0]) for part in rows.chunk(3))
         examples = [example for lesson in asked for example in alone(lesson)]
         expected = sum(float(model(**Collator(processor)([example])).loss) for example in examples)
     assert len(examples) == len(rows)

@@ -129,7 +129,8 @@ def test_words_come_as_one_reads_them() -> None:
     for scene, prompt, answer in cases("ocr"):
         assert prompt in ("ocr", "answer en what is written?")
         for word, following in pairwise(scene.words):
-            same_line = following.box.top < (word.box.top + word.box.bottom) / 2 < following.box.bottom
+            shared = min(word.box.bottom, following.box.bottom) - max(word.box.top, following.box.top)
+            same_line = shared > min(word.box.height, following.box.height) / 2
             assert word.box.left < following.box.left if same_line else word.box.top < following.box.top
         assert answer == " ".join(word.text for word in scene.words)
 

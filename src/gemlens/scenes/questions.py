@@ -57,7 +57,7 @@ def presence(scene: Scene, chance: Random) -> Question:
 
 def place(scene: Scene, chance: Random) -> Question | None:
     """ "where is the cat?", "top left", where there is one and it is clearly in one of nine parts."""
-    found = [(thing, where) for thing in _single(scene) if (where := _part(scene, thing))]
+    found = [(thing, where) for thing in single(scene) if (where := _part(scene, thing))]
     if not found:
         return None
     thing, where = chance.choice(found)
@@ -66,10 +66,10 @@ def place(scene: Scene, chance: Random) -> Question | None:
 
 def relation(scene: Scene, chance: Random) -> Question | None:
     """ "is the cat left of the dog?", where there is one of each and they are clearly apart."""
-    single = _single(scene)
-    if len(single) < 2:
+    things = single(scene)
+    if len(things) < 2:
         return None
-    first, second = chance.sample(single, 2)
+    first, second = chance.sample(things, 2)
     axis = chance.randrange(2)
     apart = first.centre[axis] - second.centre[axis]
     if abs(apart) < _APART * scene.picture.size[axis]:
@@ -121,15 +121,15 @@ ASK: Mapping[str, Callable[[Scene, Random], Question | None]] = {
 TASKS = (*ASK, "segment")
 
 
-def _of(scene: Scene, kind: Kind) -> list[Thing]:
-    """Things of a kind from top to bottom."""
-    return sorted((thing for thing in scene.things if thing.kind == kind), key=lambda thing: thing.centre[::-1])
-
-
-def _single(scene: Scene) -> list[Thing]:
+def single(scene: Scene) -> list[Thing]:
     """Things whose kind is there once."""
     counts = Counter(thing.kind.name for thing in scene.things)
     return [thing for thing in scene.things if counts[thing.kind.name] == 1]
+
+
+def _of(scene: Scene, kind: Kind) -> list[Thing]:
+    """Things of a kind from top to bottom."""
+    return sorted((thing for thing in scene.things if thing.kind == kind), key=lambda thing: thing.centre[::-1])
 
 
 def _present(scene: Scene, chance: Random) -> Kind:

@@ -2,6 +2,7 @@
 
 import zlib
 from random import Random
+from string import ascii_uppercase
 
 _LISTED = """
 able acid aged also area army away baby back ball band bank base bath bear beat been beer bell belt best bike bill bird
@@ -38,8 +39,16 @@ def is_unseen(text: str) -> bool:
 
 
 def pick(chance: Random, split: str) -> str:
-    """A word, or now and then a number of one to four digits; in "train" none that is kept for testing."""
+    """A word, or now and then a number of one to four digits; in "train" none that is kept for testing.
+
+    In "train" every third is no word but letters by chance, so that letters are learned more than words.
+    """
     while True:
-        text = str(chance.randrange(10 ** chance.randint(1, 4))) if chance.random() < 0.25 else chance.choice(WORDS)
+        if chance.random() < 0.25:
+            text = str(chance.randrange(10 ** chance.randint(1, 4)))
+        elif split == "train" and chance.random() < 0.45:
+            text = "".join(chance.choices(ascii_uppercase, k=chance.randint(3, 6)))
+        else:
+            text = chance.choice(WORDS)
         if split == "test" or not is_unseen(text):
             return text
