@@ -62,6 +62,12 @@ def machine() -> str:
     return f"{next(names, platform.processor())}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def commit() -> str:
+    """Of what is measured; with "+" where files have changed since."""
+    git = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def write(name: str, title: str, claims: list[Claim], notes: str) -> str:
     """Writes results/<date>-<name>.md, .json and .png.
 
@@ -74,13 +80,12 @@ def write(name: str, title: str, claims: list[Claim], notes: str) -> str:
     Returns:
         The page.
     """
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    today, commit = datetime.date.today().isoformat(), git.stdout.strip()
-    head = f"{today}, commit {commit}, {machine()}; {notes}."
+    today = datetime.date.today().isoformat()
+    head = f"{today}, commit {commit()}, {machine()}; {notes}."
     made = f"Made by `make real && .venv/bin/python benchmarks/{name}.py`."
     page = "\n".join([f"# {title}", "", head, made, "", *table(claims), ""])
     FOLDER.mkdir(exist_ok=True)
-    raw = {"date": today, "commit": commit, "machine": machine(), "claims": [asdict(claim) for claim in claims]}
+    raw = {"date": today, "commit": commit(), "machine": machine(), "claims": [asdict(claim) for claim in claims]}
     (FOLDER / f"{today}-{name}.md").write_text(page)
     (FOLDER / f"{today}-{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
     plot(claims, title, FOLDER / f"{today}-{name}.png")

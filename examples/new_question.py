@@ -1,11 +1,10 @@
-"""Teaches gemlens-tiny a question that it never heard, by LoRA, in about two minutes on two cores.
+"""Teaches gemlens-tiny a question that it never heard, by LoRA, in two minutes on two cores.
 
     python examples/new_question.py [FOLDER] [--method lora|full|frozen]
 
-"answer en what is it?" asks for the group that the things of a picture belong to (animal, food, vehicle or object), in
-words that the model never said. Pictures and answers are written as JSONL, as anybody would have them, trained with
-`gemlens.training`, and asked on pictures of other photographs before and after. It is not learned well yet: 73 % of the
-answers are right after LoRA, in one run with the best of five rates.
+"answer en which way is the cat?" asks for a direction of the compass, in words that the model never said: "north west"
+is the top left. Pictures and answers are written as JSONL, as anybody would have them, trained with `gemlens.training`,
+and asked on pictures of other photographs before and after.
 """
 
 import argparse
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from itertools import count as numbers
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from PIL import Image
@@ -23,50 +23,41 @@ from PIL import Image
 from gemlens import AutoModelForImageTextToText, AutoProcessor
 from gemlens.data.sources import open_source
 from gemlens.evals.run import evaluate
-from gemlens.scenes.kinds import KINDS
+from gemlens.scenes.questions import place
 from gemlens.scenes.scene import draw
-from gemlens.tasks import prompts
 from gemlens.training.adapters import load_adapter
 from gemlens.training.settings import settings_of
 from gemlens.training.train import train
 
-QUESTION = prompts.answer("what is it?")
-GROUPS = {
-    "food": "apple banana burger carrot donut mushroom pineapple pizza strawberry watermelon",
-    "vehicle": "airplane bicycle boat bus car tractor",
-    "object": "ball balloon bell crown guitar hat heart house key star tree umbrella",
-}
-GROUP_OF = dict.fromkeys((kind.name for kind in KINDS), "animal") | {
-    name: group for group, names in GROUPS.items() for name in names.split()
-}
+COMPASS = {"top": "north", "bottom": "south", "left": "west", "right": "east", "center": "middle"}
 SETTINGS = {"batch_size": 16, "warmup": 0.1, "beta2": 0.98, "attention": "eager"}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {
         "method": "lora",
         "lora": {"rank": 16, "dropout": 0.0, "targets": ["all-linear"]},
-        "learning_rate": 1.5e-3,
+        "learning_rate": 3e-3,
     },
     "full": {"method": "full", "learning_rate": 3e-4},
     "frozen": {"method": "full", "train": ["language"], "learning_rate": 3e-4},  # the picture encoder stays as it is
 }
 
 
-def asked_of(split: str, seed: int) -> Iterator[tuple[Image.Image, str]]:
-    """Pictures in which all things are of one kind, and the group of that kind."""
+def asked_of(split: str, seed: int) -> Iterator[tuple[Image.Image, str, str]]:
+    """Pictures, questions and answers."""
     for number in numbers(seed * 10**9):
         scene = draw(number, split)
-        kinds = {thing.kind.name for thing in scene.things}
-        if len(kinds) == 1:
-            yield scene.picture, GROUP_OF[kinds.pop()]
+        if asked := place(scene, Random(number)):  # "answer en where is the cat?"
+            question = asked.prompt.replace("where", "which way")
+            yield scene.picture, question, " ".join(COMPASS[word] for word in asked.answer.split())
 
 
 def write(folder: Path, split: str, count: int, seed: int) -> Path:
     """Writes pictures and a JSONL file of questions about them."""
     folder.mkdir(parents=True)
     rows = []
-    for number, (picture, group) in enumerate(islice(asked_of(split, seed), count)):
+    for number, (picture, question, answer) in enumerate(islice(asked_of(split, seed), count)):
         picture.save(folder / f"{number}.png")
-        rows.append({"image": f"{number}.png", "prefix": QUESTION, "suffix": group})
+        rows.append({"image": f"{number}.png", "prefix": question, "suffix": answer})
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -107,7 +98,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp())
     before, after, seconds = learn(folder, asked.method, asked.model)
-    print(f"{QUESTION!r}: {before:.0%} right before, {after:.0%} after {seconds:.0f} s of training ({asked.method}).")
+    print(f"Which way things are: {before:.0%} right before, {after:.0%} after {seconds:.0f} s ({asked.method}).")
     print(f"What was learned is in {folder / asked.method}.")
 
 

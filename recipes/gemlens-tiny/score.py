@@ -9,12 +9,11 @@ trainings are made by the second form: scenes of the training's photographs and 
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gemlens import AutoModelForImageTextToText, AutoProcessor
 from gemlens.evals.run import evaluate
@@ -26,6 +25,9 @@ from gemlens.scenes.source import Scenes
 from gemlens.scenes.words import is_unseen
 from gemlens.tasks.findings import Finding
 from gemlens.tasks.mask_codec import MaskCodec
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from report import commit, machine
 
 SEED = 1
 FILE = "mask_codec.npz"
@@ -85,7 +87,13 @@ def main() -> None:
     found = score(asked.folder, asked.scenes, asked.split, asked.seed)
     if asked.out:
         rows = {name: vars(figure) for name, figure in found.items()}
-        about = {"scenes": asked.scenes, "split": asked.split, "seed": asked.seed, "torch": torch.__version__}
+        about = {
+            "scenes": asked.scenes,
+            "split": asked.split,
+            "seed": asked.seed,
+            "commit": commit(),
+            "machine": machine(),
+        }
         asked.out.write_text(json.dumps({"figures": rows, "meaning": MEANINGS, **about}, indent=2) + "\n")
 
 
