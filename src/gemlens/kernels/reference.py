@@ -1,6 +1,7 @@
 """The slow truth: what the bytes of each block format mean, in plain torch.
 
     blocks, uint8 [n, block_bytes] -> weights, float32 [n, block_size]
+    linear, rows: what kernels/tiles.py offers, on blocks as a file has them
 
 One function per format, bit-equal to `gguf.quants.dequantize` (the fp16 scales are widened first; the order of the fp32
 operations is part of the specification). Fast kernels are tested against this file. The layouts are those of
@@ -22,6 +23,9 @@ from gemlens.kernels.formats import Format
 # Temporaries are a few times the size of one chunk, whatever the size of the tensor.
 WEIGHTS_PER_CHUNK = 2**20
 
+GROUP = 32  # activations that share a scale
+SMALLEST = 1e-36  # of their scale: 127 divided by less is not finite
+
 
 def dequantize(
     data: Tensor, block_format: Format, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
@@ -40,6 +44,21 @@ def dequantize(
     Raises:
         InputError: the bytes are not uint8, or not as many as the shape needs.
     """
+    size, count = block_format.block_size, check_blocks(data, block_format, shape)
+    blocks = data.reshape(count, block_format.block_bytes)
+    weights = torch.empty(count, size, dtype=dtype, device=data.device)
+    step = WEIGHTS_PER_CHUNK // size
+    for start in range(0, count, step):
+        weights[start : start + step] = _DEQUANTIZE[block_format](blocks[start : start + step])
+    return weights.reshape(shape)
+
+
+def check_blocks(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> int:
+    """How many blocks a tensor of a shape has, if these are its bytes.
+
+    Raises:
+        InputError: the bytes are not uint8, or not as many as the shape needs.
+    """
     size, nbytes = block_format.block_size, block_format.block_bytes
     if data.dtype != torch.uint8:
         raise InputError(f"The blocks have the dtype {data.dtype}; pass the raw bytes as torch.uint8.")
@@ -49,12 +68,31 @@ def dequantize(
     if data.numel() != count * nbytes:
         needed = f"{count} blocks of {nbytes} bytes"
         raise InputError(f"{data.numel()} bytes came, but {block_format.name} of the shape {shape} is {needed}.")
-    blocks = data.reshape(count, nbytes)
-    weights = torch.empty(count, size, dtype=dtype, device=data.device)
-    step = WEIGHTS_PER_CHUNK // size
-    for start in range(0, count, step):
-        weights[start : start + step] = _DEQUANTIZE[block_format](blocks[start : start + step])
-    return weights.reshape(shape)
+    return count
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    """Numbers [..., K] as kernels see them: of each 32 the largest is 127 steps of equal size, all are rounded.
+
+    Where one of them is not finite, all 32 become NaN; where none passes SMALLEST, all become 0.
+    """
+    groups = x.float().reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+    largest = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(largest, 127) / largest
+    codes = torch.where(largest < SMALLEST, 0, groups * inverse).round()
+    return (codes * (largest / 127)).flatten(-2)
+
+
+def linear(x: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tensor:
+    """x W^T [..., N], in x's dtype: x [..., K] in eight bits, weights as they are, sums in float32."""
+    return (eight_bits(x) @ dequantize(data, block_format, shape).T).to(x.dtype)
+
+
+def rows(ids: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tensor:
+    """Rows of the matrix, float32 [..., K]."""
+    bytes_of_row = shape[1] // block_format.block_size * block_format.block_bytes
+    blocks = data.reshape(shape[0], bytes_of_row)[ids.reshape(-1)]
+    return dequantize(blocks, block_format, (len(blocks), shape[1])).view(*ids.shape, shape[1])
 
 
 def _f32(blocks: Tensor) -> Tensor:

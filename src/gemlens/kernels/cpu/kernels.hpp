@@ -1,0 +1,36 @@
+// What each instruction set offers: one table of functions, chosen once when the module is loaded.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gemlens {
+
+// 32 numbers of a token in eight bits: number i is about scale * codes[i].
+struct Group {
+    std::int8_t codes[32];
+    float scale;
+    std::int32_t sums[2];  // of the codes of each half
+};
+
+struct Layout {
+    int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them in a tile
+};
+
+struct Kernels {
+    const char* name;
+    Layout (*layout)(int format);  // block 0 for a format that is not known
+    // rows [rows, blocks * bytes] of a file -> tiles; rows from `first` tile to before `last`
+    void (*pack)(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
+                 std::int64_t last, std::uint8_t* tiles);
+    // row `row` of tiles -> weights [blocks * block]
+    void (*row)(int format, const std::uint8_t* tiles, std::int64_t row, std::int64_t blocks, float* weights);
+    void (*quantize)(const float* numbers, std::int64_t groups, Group* quantized);
+    // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`
+    void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
+                   std::int64_t last, const Group* x, std::int64_t tokens, float* y);
+};
+
+extern const Kernels portable, avx2, avx512;
+
+}  // namespace gemlens

@@ -1,0 +1,253 @@
+// Sixteen rows at a time: the few operations that kernels are written in, once per instruction set.
+//
+// A `Codes` is 64 unsigned bytes: of each of 16 rows, four neighbouring weights. `dot` multiplies them with four
+// numbers of a token, so that one `Ints` holds the sums of 16 rows.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace gemlens {
+inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
+
+constexpr int ROWS = 16;   // of a tile
+constexpr int GROUP = 32;  // weights of a row that share a scale
+constexpr int QUADS = GROUP / 4;
+
+inline float from_half(std::uint16_t bits) {
+    const std::uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    if (exponent == 0) {
+        const float value = static_cast<float>(fraction) * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    const std::uint32_t wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (fraction << 13);
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+#if defined(GEMLENS_AVX512)
+
+struct Simd {
+    using Codes = __m512i;
+    using Ints = __m512i;
+    using Floats = __m512;
+
+    static Codes load(const std::uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+    static Codes low(Codes bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
+    static Codes high(Codes bytes) { return low(_mm512_srli_epi16(bytes, 4)); }
+    static Codes add_where(Codes codes, const std::uint8_t* bits) {  // 16, where a bit is set
+        std::uint64_t mask;
+        std::memcpy(&mask, bits, sizeof mask);
+        return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(16));
+    }
+    template <int SHIFT>
+    static Codes add_pair(Codes codes, Codes bits) {  // two bits of each byte, above the low four
+        const __m512i two = _mm512_and_si512(_mm512_srli_epi16(bits, SHIFT), _mm512_set1_epi8(3));
+        return _mm512_or_si512(codes, _mm512_slli_epi16(two, 4));
+    }
+    static constexpr int WIDE_ZERO = 128;  // what `dot` leaves in codes of eight bits
+    static Ints ints(std::int32_t number) { return _mm512_set1_epi32(number); }
+    template <bool WIDE>
+    static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
+        std::int32_t numbers;
+        std::memcpy(&numbers, four, sizeof numbers);
+        return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(numbers));
+    }
+    static Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+    static Floats zero() { return _mm512_setzero_ps(); }
+    static Floats all(float value) { return _mm512_set1_ps(value); }
+    static Floats real(Ints sums) { return _mm512_cvtepi32_ps(sums); }
+    static Floats halves(const std::uint8_t* bytes) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+    }
+    static Floats signed_bytes(const std::uint8_t* bytes) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+    }
+    static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+    static Floats multiply_add(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
+    static void store(float* place, Floats values) { _mm512_storeu_ps(place, values); }
+};
+
+#elif defined(GEMLENS_AVX2)
+
+struct Simd {
+    struct Codes { __m256i part[2]; };
+    struct Ints { __m256i part[2]; };
+    struct Floats { __m256 part[2]; };
+
+    template <class Result, class Each>
+    static Result both(Each each) { return Result{{each(0), each(1)}}; }
+
+    static Codes load(const std::uint8_t* bytes) {
+        return both<Codes>([&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes) + i); });
+    }
+    static Codes low(Codes bytes) {
+        return both<Codes>([&](int i) { return _mm256_and_si256(bytes.part[i], _mm256_set1_epi8(15)); });
+    }
+    static Codes high(Codes bytes) {
+        return low(both<Codes>([&](int i) { return _mm256_srli_epi16(bytes.part[i], 4); }));
+    }
+    static Codes add_where(Codes codes, const std::uint8_t* bits) {
+        const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+        const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+        return both<Codes>([&](int i) {
+            std::int32_t four;
+            std::memcpy(&four, bits + 4 * i, sizeof four);
+            const __m256i bytes = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(four), spread), each);
+            const __m256i is_set = _mm256_cmpeq_epi8(bytes, each);
+            return _mm256_add_epi8(codes.part[i], _mm256_and_si256(is_set, _mm256_set1_epi8(16)));
+        });
+    }
+    template <int SHIFT>
+    static Codes add_pair(Codes codes, Codes bits) {
+        return both<Codes>([&](int i) {
+            const __m256i two = _mm256_and_si256(_mm256_srli_epi16(bits.part[i], SHIFT), _mm256_set1_epi8(3));
+            return _mm256_or_si256(codes.part[i], _mm256_slli_epi16(two, 4));
+        });
+    }
+    static constexpr int WIDE_ZERO = 128;
+    static Ints ints(std::int32_t number) {
+        return both<Ints>([&](int) { return _mm256_set1_epi32(number); });
+    }
+    template <bool WIDE>
+    static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
+        std::int32_t numbers;
+        std::memcpy(&numbers, four, sizeof numbers);
+        const __m256i x = _mm256_set1_epi32(numbers), one = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
+        return both<Ints>([&](int i) {
+            // A pair of products must fit into 16 bits: with codes up to 63 it does. Wide ones are cut into nibbles.
+            if constexpr (WIDE) {
+                const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(codes.part[i], nibble), x);
+                const __m256i shifted = _mm256_and_si256(_mm256_srli_epi16(codes.part[i], 4), nibble);
+                const __m256i high = _mm256_maddubs_epi16(shifted, x);
+                const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(low, one),
+                                                     _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+                return _mm256_add_epi32(sums.part[i], sum);
+            }
+            const __m256i pairs = _mm256_maddubs_epi16(codes.part[i], x);
+            return _mm256_add_epi32(sums.part[i], _mm256_madd_epi16(pairs, one));
+        });
+    }
+    static Ints plus(Ints a, Ints b) {
+        return both<Ints>([&](int i) { return _mm256_add_epi32(a.part[i], b.part[i]); });
+    }
+    static Floats zero() { return all(0.0f); }
+    static Floats all(float value) { return both<Floats>([&](int) { return _mm256_set1_ps(value); }); }
+    static Floats real(Ints sums) {
+        return both<Floats>([&](int i) { return _mm256_cvtepi32_ps(sums.part[i]); });
+    }
+    static Floats halves(const std::uint8_t* bytes) {
+        return both<Floats>([&](int i) {
+            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i));
+        });
+    }
+    static Floats signed_bytes(const std::uint8_t* bytes) {
+        return both<Floats>([&](int i) {
+            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + 8 * i));
+            return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
+        });
+    }
+    static Floats multiply(Floats a, Floats b) {
+        return both<Floats>([&](int i) { return _mm256_mul_ps(a.part[i], b.part[i]); });
+    }
+    static Floats multiply_add(Floats a, Floats b, Floats sum) {
+        return both<Floats>([&](int i) { return _mm256_fmadd_ps(a.part[i], b.part[i], sum.part[i]); });
+    }
+    static void store(float* place, Floats values) {
+        _mm256_storeu_ps(place, values.part[0]);
+        _mm256_storeu_ps(place + 8, values.part[1]);
+    }
+};
+
+#else
+
+struct Simd {
+    struct Codes { std::uint8_t at[64]; };
+    struct Ints { std::int32_t at[ROWS]; };
+    struct Floats { float at[ROWS]; };
+
+    static Codes load(const std::uint8_t* bytes) {
+        Codes codes;
+        std::memcpy(codes.at, bytes, sizeof codes.at);
+        return codes;
+    }
+    static Codes low(Codes bytes) {
+        for (auto& byte : bytes.at) byte &= 15;
+        return bytes;
+    }
+    static Codes high(Codes bytes) {
+        for (auto& byte : bytes.at) byte >>= 4;
+        return bytes;
+    }
+    static Codes add_where(Codes codes, const std::uint8_t* bits) {
+        for (int i = 0; i < 64; ++i) codes.at[i] += ((bits[i / 8] >> (i % 8)) & 1) << 4;
+        return codes;
+    }
+    template <int SHIFT>
+    static Codes add_pair(Codes codes, Codes bits) {
+        for (int i = 0; i < 64; ++i) codes.at[i] |= ((bits.at[i] >> SHIFT) & 3) << 4;
+        return codes;
+    }
+    static constexpr int WIDE_ZERO = 0;
+    static Ints ints(std::int32_t number) {
+        Ints sums;
+        for (auto& each : sums.at) each = number;
+        return sums;
+    }
+    template <bool WIDE>
+    static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
+        for (int row = 0; row < ROWS; ++row)
+            for (int i = 0; i < 4; ++i) sums.at[row] += (codes.at[4 * row + i] - (WIDE ? 128 : 0)) * four[i];
+        return sums;
+    }
+    static Ints plus(Ints a, Ints b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
+        return a;
+    }
+    static Floats zero() { return Floats{}; }
+    static Floats all(float value) {
+        Floats values;
+        for (auto& each : values.at) each = value;
+        return values;
+    }
+    static Floats real(Ints sums) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(sums.at[row]);
+        return values;
+    }
+    static Floats halves(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) {
+            std::uint16_t bits;
+            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
+            values.at[row] = from_half(bits);
+        }
+        return values;
+    }
+    static Floats signed_bytes(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(static_cast<std::int8_t>(bytes[row]));
+        return values;
+    }
+    static Floats multiply(Floats a, Floats b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] *= b.at[row];
+        return a;
+    }
+    static Floats multiply_add(Floats a, Floats b, Floats sum) {
+        for (int row = 0; row < ROWS; ++row) sum.at[row] = std::fma(a.at[row], b.at[row], sum.at[row]);
+        return sum;
+    }
+    static void store(float* place, Floats values) { std::memcpy(place, values.at, sizeof values.at); }
+};
+
+#endif
+
+}  // namespace GEMLENS_ISA
+}  // namespace gemlens

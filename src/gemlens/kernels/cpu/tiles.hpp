@@ -1,0 +1,174 @@
+// Weights of 16 rows side by side: what a file holds, in an order that a processor reads in one go.
+//
+//     blocks of 16 rows, as ggml-common.h lays them out -> one tile of about as many bytes -> codes, scales, offsets
+//
+// A weight is scale * code - offset. In a tile, four neighbouring codes of each row follow each other, row after row: the
+// 64 bytes of a quad. Nibbles of quads 0..3 lie low and of 4..7 high; fifth and further bits follow in the same order.
+// Formats whose codes have a sign store them plus `zero`, so that all codes are unsigned.
+#pragma once
+
+#include "simd.hpp"
+
+namespace gemlens {
+inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
+
+enum Format : int { Q4_0 = 2, Q5_0 = 6, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 };  // ggml's numbers
+
+inline std::uint16_t half_at(const std::uint8_t* bytes) {
+    std::uint16_t bits;
+    std::memcpy(&bits, bytes, sizeof bits);
+    return bits;
+}
+
+// Where code i of 32 of a row lies among the 64 bytes of its quad.
+inline int quad_of(int i) { return i / 4; }
+inline int byte_of(int row, int i) { return 4 * row + i % 4; }
+
+inline void put_nibble(std::uint8_t* nibbles, int row, int i, int code) {
+    nibbles[64 * (quad_of(i) % 4) + byte_of(row, i)] |= (code & 15) << (quad_of(i) < 4 ? 0 : 4);
+}
+inline void put_fifth(std::uint8_t* bits, int row, int i, int code) {
+    const int at = 64 * quad_of(i) + byte_of(row, i);
+    bits[at / 8] |= (code >> 4) << (at % 8);
+}
+inline void put_pair(std::uint8_t* pairs, int row, int i, int code) {
+    pairs[64 * (quad_of(i) / 4) + byte_of(row, i)] |= (code >> 4) << (2 * (quad_of(i) % 4));
+}
+
+inline void nibbles_of(const std::uint8_t* nibbles, Simd::Codes codes[QUADS]) {
+    for (int j = 0; j < 4; ++j) {
+        const auto bytes = Simd::load(nibbles + 64 * j);
+        codes[j] = Simd::low(bytes);
+        codes[j + 4] = Simd::high(bytes);
+    }
+}
+
+// The six-bit steps and offsets of the eight groups of a Q4_K or Q5_K block; see kernels/reference.py.
+inline void steps_of(const std::uint8_t* packed, int group, int& step, int& offset) {
+    if (group < 4) {
+        step = packed[group] & 63;
+        offset = packed[group + 4] & 63;
+    } else {
+        step = (packed[group + 4] & 15) | ((packed[group - 4] >> 2) & 48);
+        offset = (packed[group + 4] >> 4) | ((packed[group] >> 2) & 48);
+    }
+}
+
+// Each layout: BLOCK weights of a row in BYTES of a file; TILE bytes for 16 of them.
+//     pack(row, block, tile)            puts a row's block into a zeroed tile
+//     codes(tile, group, codes)         the codes of a group of 32
+//     scale(tile, group, half)          of half a group; both halves are the same but in Q6_K
+//     offset(tile, group)               what is subtracted, where HAS_OFFSET; else `scale * ZERO` is
+struct TileQ4_0 {
+    static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, ZERO = 8;
+    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+        std::memcpy(tile + 2 * row, block, 2);
+        for (int i = 0; i < 32; ++i) put_nibble(tile + 32, row, i, block[2 + i % 16] >> (i < 16 ? 0 : 4));
+    }
+    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
+    static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
+};
+
+struct TileQ5_0 {
+    static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, ZERO = 16;
+    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+        std::memcpy(tile + 2 * row, block, 2);
+        for (int i = 0; i < 32; ++i) {
+            put_nibble(tile + 32, row, i, block[6 + i % 16] >> (i < 16 ? 0 : 4));
+            put_fifth(tile + 288, row, i, ((block[2 + i / 8] >> (i % 8)) & 1) << 4);
+        }
+    }
+    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) {
+        nibbles_of(tile + 32, codes);
+        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::add_where(codes[j], tile + 288 + 8 * j);
+    }
+    static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
+};
+
+struct TileQ8_0 {
+    static constexpr int BLOCK = 32, BYTES = 34, TILE = 32 + 512, ZERO = Simd::WIDE_ZERO;
+    static constexpr bool WIDE = true, HAS_OFFSET = false, SPLIT = false;
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+        std::memcpy(tile + 2 * row, block, 2);
+        for (int i = 0; i < 32; ++i) tile[32 + 64 * quad_of(i) + byte_of(row, i)] = block[2 + i] ^ 0x80;
+    }
+    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) {
+        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::load(tile + 32 + 64 * j);
+    }
+    static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
+};
+
+// Steps and offsets take a byte each here: six bits are unpacked once, which makes a tile 3 % larger.
+template <bool FIVE>
+struct TileK {
+    static constexpr int BLOCK = 256, BYTES = FIVE ? 176 : 144, EACH = FIVE ? 320 : 256;
+    static constexpr int TILE = 64 + 256 + 8 * EACH, ZERO = 0;
+    static constexpr bool WIDE = false, HAS_OFFSET = true, SPLIT = false;
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+        std::memcpy(tile + 2 * row, block, 2);
+        std::memcpy(tile + 32 + 2 * row, block + 2, 2);
+        const std::uint8_t *fifth = block + 16, *nibbles = block + (FIVE ? 48 : 16);
+        for (int group = 0; group < 8; ++group) {
+            int step, offset;
+            steps_of(block + 4, group, step, offset);
+            tile[64 + 32 * group + row] = step;
+            tile[64 + 32 * group + 16 + row] = offset;
+            std::uint8_t* place = tile + 320 + EACH * group;
+            for (int i = 0; i < 32; ++i) {
+                put_nibble(place, row, i, nibbles[32 * (group / 2) + i] >> (group % 2 ? 4 : 0));
+                if (FIVE) put_fifth(place + 256, row, i, ((fifth[i] >> group) & 1) << 4);
+            }
+        }
+    }
+    static void codes(const std::uint8_t* tile, int group, Simd::Codes codes[QUADS]) {
+        const std::uint8_t* place = tile + 320 + EACH * group;
+        nibbles_of(place, codes);
+        if (FIVE)
+            for (int j = 0; j < QUADS; ++j) codes[j] = Simd::add_where(codes[j], place + 256 + 8 * j);
+    }
+    static Simd::Floats scale(const std::uint8_t* tile, int group, int) {
+        return Simd::multiply(Simd::halves(tile), Simd::signed_bytes(tile + 64 + 32 * group));
+    }
+    static Simd::Floats offset(const std::uint8_t* tile, int group) {
+        return Simd::multiply(Simd::halves(tile + 32), Simd::signed_bytes(tile + 64 + 32 * group + 16));
+    }
+};
+using TileQ4_K = TileK<false>;
+using TileQ5_K = TileK<true>;
+
+struct TileQ6_K {
+    static constexpr int BLOCK = 256, BYTES = 210, TILE = 32 + 256 + 8 * 384, ZERO = 32;
+    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = true;
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+        std::memcpy(tile + 2 * row, block + 208, 2);
+        for (int half = 0; half < 16; ++half) tile[32 + 16 * half + row] = block[192 + half];
+        for (int i = 0; i < 256; ++i) {
+            const int part = i / 128, run = i % 128 / 32, at = i % 32;  // two parts of four runs of 32 weights
+            const int low = block[64 * part + 32 * (run % 2) + at] >> (run < 2 ? 0 : 4);
+            const int code = (low & 15) | ((block[128 + 32 * part + at] >> (2 * run)) & 3) << 4;
+            std::uint8_t* place = tile + 288 + 384 * (i / 32);
+            put_nibble(place, row, at, code);
+            put_pair(place + 256, row, at, code);
+        }
+    }
+    static void codes(const std::uint8_t* tile, int group, Simd::Codes codes[QUADS]) {
+        const std::uint8_t* place = tile + 288 + 384 * group;
+        nibbles_of(place, codes);
+        for (int part = 0; part < 2; ++part) {
+            const auto pairs = Simd::load(place + 256 + 64 * part);
+            Simd::Codes* four = codes + 4 * part;
+            four[0] = Simd::add_pair<0>(four[0], pairs);
+            four[1] = Simd::add_pair<2>(four[1], pairs);
+            four[2] = Simd::add_pair<4>(four[2], pairs);
+            four[3] = Simd::add_pair<6>(four[3], pairs);
+        }
+    }
+    static Simd::Floats scale(const std::uint8_t* tile, int group, int half) {
+        return Simd::multiply(Simd::halves(tile), Simd::signed_bytes(tile + 32 + 16 * (2 * group + half)));
+    }
+};
+
+}  // namespace GEMLENS_ISA
+}  // namespace gemlens

@@ -1,0 +1,128 @@
+"""Weights in blocks, in the order that kernels read, and the operations on them; each has a twin in reference.py.
+
+    pack(data, format, shape) -> Tiles        blocks as a file has them [N, K] -> 16 rows side by side
+    linear(x, tiles)                          [..., K] -> [..., N], activations in eight bits
+    rows(ids, tiles)                          [...] -> [..., K], as an embedding gives them
+
+Without compiled kernels the blocks stay as they are, and reference.py works on them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemlens.errors import InputError
+from gemlens.kernels import reference
+from gemlens.kernels.formats import BY_TYPE_ID, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Format
+from gemlens.kernels.machine import machine
+
+FORMATS = (Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K)  # that kernels compute in
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A matrix of weights.
+
+    Args:
+        data: uint8, tiles of 16 rows, or the blocks of a file for the reference.
+        format: of the blocks.
+        shape: (N, K).
+    """
+
+    data: Tensor
+    format: Format
+    shape: tuple[int, int]
+
+
+def pack(data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tiles:
+    """Puts the blocks of 16 rows side by side.
+
+    Args:
+        data: uint8 on a CPU, the blocks of a matrix, row after row.
+        block_format: one of FORMATS.
+        shape: (N, K).
+
+    Raises:
+        InputError: another format, or the bytes are not as many as the shape needs.
+    """
+    if block_format not in FORMATS:
+        names = ", ".join(each.name for each in FORMATS)
+        raise InputError(f"No kernel computes in {block_format.name}; there are kernels for {names}.")
+    reference.check_blocks(data, block_format, shape)
+    native = machine().native
+    data = data.reshape(-1).contiguous()
+    if native is None:
+        return Tiles(data, block_format, shape)
+    rows, blocks = shape[0], shape[1] // block_format.block_size
+    _, _, tile_bytes = native.layout(block_format.type_id)
+    tiles = torch.empty(math.ceil(rows / 16) * blocks * tile_bytes, dtype=torch.uint8)
+    native.pack(block_format.type_id, data.data_ptr(), rows, blocks, tiles.data_ptr())
+    return Tiles(tiles, block_format, shape)
+
+
+def linear(x: Tensor, tiles: Tiles) -> Tensor:
+    """x W^T [..., N], in x's dtype: x [..., K] in eight bits, 32 numbers to a scale; sums in float32.
+
+    Raises:
+        InputError: x is not [..., K].
+    """
+    if x.dim() == 0 or x.shape[-1] != tiles.shape[1]:
+        raise InputError(f"x has the shape {tuple(x.shape)}, but its last axis must be {tiles.shape[1]}.")
+    result: Tensor = torch.ops.gemlens.linear(x, tiles.data, tiles.format.type_id, *tiles.shape)
+    return result
+
+
+def rows(ids: Tensor, tiles: Tiles) -> Tensor:
+    """Rows of the matrix, float32 [..., K].
+
+    Raises:
+        InputError: an id out of range.
+    """
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < tiles.shape[0]:
+        raise InputError(f"ids go from {int(ids.min())} to {int(ids.max())}, but there are {tiles.shape[0]} rows.")
+    result: Tensor = torch.ops.gemlens.rows(ids, tiles.data, tiles.format.type_id, *tiles.shape)
+    return result
+
+
+def _linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+    native, block_format = machine().native, BY_TYPE_ID[type_id]
+    if native is None:
+        return reference.linear(x, data, block_format, (count, width))
+    flat = x.reshape(-1, width).float().contiguous()
+    result = torch.empty(len(flat), count)
+    blocks = width // block_format.block_size
+    native.linear(type_id, data.data_ptr(), count, blocks, flat.data_ptr(), len(flat), result.data_ptr())
+    return result.view(*x.shape[:-1], count).to(x.dtype)
+
+
+def _rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+    native, block_format = machine().native, BY_TYPE_ID[type_id]
+    if native is None:
+        return reference.rows(ids, data, block_format, (count, width))
+    flat = ids.reshape(-1).long().contiguous()
+    result = torch.empty(len(flat), width)
+    blocks = width // block_format.block_size
+    native.rows(type_id, data.data_ptr(), flat.data_ptr(), len(flat), blocks, result.data_ptr())
+    return result.view(*ids.shape, width)
+
+
+def _shape_of_linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], count)
+
+
+def _shape_of_rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+    return data.new_empty(*ids.shape, width, dtype=torch.float32)
+
+
+# As operators of torch they can be part of what torch.compile and torch.export make; shapes are known beforehand.
+_LIBRARY: Any = torch.library.Library("gemlens", "DEF")  # type: ignore[no-untyped-call]
+for _name, _operand, _kernel, _shape in (
+    ("linear", "x", _linear, _shape_of_linear),
+    ("rows", "ids", _rows, _shape_of_rows),
+):
+    _LIBRARY.define(f"{_name}(Tensor {_operand}, Tensor data, int type_id, int count, int width) -> Tensor")
+    _LIBRARY.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"gemlens::{_name}", _shape, lib=_LIBRARY)

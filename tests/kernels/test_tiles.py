@@ -1,0 +1,181 @@
+"""Compiled kernels, every instruction set that this processor has, against the plain specification."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemlens.errors import InputError
+from gemlens.kernels import machine as machines
+from gemlens.kernels import reference, tiles
+from gemlens.kernels.formats import BY_TYPE_ID, Q2_K, Q8_0, Format
+from gemlens.kernels.machine import Machine, machine
+from gemlens.kernels.tiles import FORMATS
+
+NATIVE = machines._native()
+KERNELS = (*(NATIVE.names() if NATIVE else ()), machines.REFERENCE)
+every_kernel = pytest.mark.parametrize("kernels", KERNELS)
+every_format = pytest.mark.parametrize("block_format", FORMATS, ids=lambda block_format: block_format.name)
+HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has its scales; else in front
+
+
+def blocks(block_format: Format, count: int, seed: int) -> torch.Tensor:
+    """Random codes with scales of usual size."""
+    chance = np.random.default_rng(seed)
+    raw = chance.integers(0, 256, (count, block_format.block_bytes), dtype=np.uint8)
+    for place in HALVES.get(block_format.name, (0,)):
+        scales = chance.uniform(-0.01, 0.01, (count, 1)).astype(np.float16)
+        raw[:, place : place + 2] = scales.view(np.uint8)
+    return torch.from_numpy(raw.reshape(-1))
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch):
+    def change(kernels: str, threads: int = 2) -> None:
+        if kernels != machines.REFERENCE:
+            NATIVE.use(kernels, threads)
+        native = None if kernels == machines.REFERENCE else NATIVE
+        monkeypatch.setattr(tiles, "machine", lambda: Machine(kernels, threads, native))
+
+    yield change
+    machine.cache_clear()
+
+
+@every_kernel
+@every_format
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(0, 70), width=st.integers(1, 3), tokens=st.integers(0, 64), seed=st.integers(0, 2**32 - 1),
+    threads=st.integers(1, 5), largest=st.sampled_from([0.0, 1e-30, 1.0, 1e30]),
+)  # fmt: skip
+def test_products_and_rows_are_those_of_the_specification(
+    kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, threads: int, largest: float
+) -> None:
+    shape = (count, width * block_format.block_size)
+    data = blocks(block_format, count * width, seed)
+    x = largest * torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(seed))
+    native = None if kernels == machines.REFERENCE else NATIVE
+    if native:
+        native.use(kernels, threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "machine", lambda: Machine(kernels, threads, native))
+        packed = tiles.pack(data, block_format, shape)
+        got = tiles.linear(x, packed)
+        every = tiles.rows(torch.arange(count), packed)
+    weights = reference.dequantize(data, block_format, shape)
+    assert torch.equal(every, weights)
+    seen = reference.eight_bits(x).double()
+    wanted, most = seen @ weights.T.double(), seen.abs() @ weights.T.abs().double()
+    assert got.shape == wanted.shape
+    assert ((got - wanted).abs() <= 1e-6 * most + 1e-37).all()
+
+
+@every_kernel
+def test_any_bytes_are_legal(kernels: str, use) -> None:
+    """Infinite and undefined scales give infinite and undefined weights, as the specification says, and no crash."""
+    use(kernels)
+    for block_format in FORMATS:
+        raw = torch.from_numpy(np.random.default_rng(1).integers(0, 256, 64 * block_format.block_bytes, dtype=np.uint8))
+        shape = (64, block_format.block_size)
+        packed = tiles.pack(raw, block_format, shape)
+        wanted = reference.dequantize(raw, block_format, shape)
+        assert torch.equal(tiles.rows(torch.arange(64), packed).nan_to_num(7.0), wanted.nan_to_num(7.0))
+        assert tiles.linear(torch.ones(3, shape[1]), packed).shape == (3, 64)
+
+
+@every_kernel
+def test_numbers_that_are_not_finite_or_hardly_there(kernels: str, use) -> None:
+    use(kernels)
+    packed = tiles.pack(blocks(Q8_0, 64, 0), Q8_0, (32, 64))
+    x = torch.zeros(5, 64)
+    x[0, 3], x[1, 40], x[2, 63], x[3, 5], x[4, 5] = torch.inf, -torch.inf, torch.nan, 1e-45, 1e-37
+    got = tiles.linear(x, packed)
+    assert got[:3].isnan().all()
+    assert not got[3:].any()
+
+
+@every_kernel
+def test_other_dtypes_axes_and_strides_come_back_as_they_came(kernels: str, use) -> None:
+    use(kernels)
+    packed = tiles.pack(blocks(Q8_0, 40, 0), Q8_0, (20, 64))
+    x = torch.randn(64, 3, 2, 5).bfloat16().permute(1, 2, 3, 0)
+    got = tiles.linear(x, packed)
+    assert got.dtype == torch.bfloat16
+    assert got.shape == (3, 2, 5, 20)
+    assert torch.equal(got, tiles.linear(x.contiguous(), packed))
+    assert tiles.linear(x[0, 0, 0], packed).shape == (20,)
+    assert tiles.rows(torch.tensor([[3, 0], [19, 3]]), packed).shape == (2, 2, 64)
+
+
+def test_what_does_not_fit_is_a_sentence() -> None:
+    with pytest.raises(InputError, match="No kernel computes in Q2_K; there are kernels for Q4_0, Q5_0"):
+        tiles.pack(torch.zeros(84, dtype=torch.uint8), Q2_K, (1, 256))
+    with pytest.raises(InputError, match="34 bytes came, but Q8_0"):
+        tiles.pack(torch.zeros(34, dtype=torch.uint8), Q8_0, (2, 32))
+    packed = tiles.pack(torch.zeros(34, dtype=torch.uint8), Q8_0, (1, 32))
+    with pytest.raises(InputError, match="its last axis must be 32"):
+        tiles.linear(torch.zeros(2, 64), packed)
+    with pytest.raises(InputError, match="ids go from -1 to 0, but there are 1 rows"):
+        tiles.rows(torch.tensor([0, -1]), packed)
+
+
+def test_torch_knows_the_shapes_beforehand() -> None:
+    packed = tiles.pack(blocks(Q8_0, 40, 0), Q8_0, (20, 64))
+    arguments = (packed.data, Q8_0.type_id, 20, 64)
+    torch.library.opcheck(torch.ops.gemlens.linear.default, (torch.randn(3, 64), *arguments))
+    torch.library.opcheck(torch.ops.gemlens.rows.default, (torch.tensor([1, 2]), *arguments))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_environment_forces_a_path(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMLENS_KERNELS", kernels)
+    monkeypatch.setenv("GEMLENS_THREADS", "3")
+    machine.cache_clear()
+    assert (machine().kernels, machine().threads) == (kernels, 3)
+    machine.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("GEMLENS_KERNELS", "sse9", "must be one of reference, portable, avx2, avx512"),
+        ("GEMLENS_THREADS", "none", "must be a number of threads from 1 to 1024"),
+        ("GEMLENS_THREADS", "0", "must be a number of threads from 1 to 1024"),
+    ],
+)
+def test_an_environment_that_asks_for_nonsense_is_a_sentence(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    machine.cache_clear()
+    with pytest.raises(InputError, match=sentence):
+        machine()
+    machine.cache_clear()
+
+
+def test_without_compiled_kernels_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_native", lambda: None)
+    machine.cache_clear()
+    with pytest.warns(UserWarning, match="installed without a C\\+\\+ compiler"):
+        assert machine().kernels == machines.REFERENCE
+    monkeypatch.setenv("GEMLENS_KERNELS", "avx2")
+    machine.cache_clear()
+    with pytest.raises(InputError, match="here run only reference"):
+        machine()
+    machine.cache_clear()
+
+
+def test_a_process_that_ends_while_threads_wait_ends_cleanly() -> None:
+    code = (
+        "import torch; from gemlens.kernels import tiles; from gemlens.kernels.formats import Q8_0;"
+        "tiles.linear(torch.ones(2, 32), tiles.pack(torch.zeros(34 * 64, dtype=torch.uint8), Q8_0, (64, 32)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_format_of_the_kernels_is_a_format() -> None:
+    assert all(BY_TYPE_ID[block_format.type_id] is block_format for block_format in FORMATS)
