@@ -60,7 +60,13 @@ def vision_metadata(config: SiglipVisionConfig, width: int, tokens_per_side: int
     }
 
 
-def write_weights(path: Path, weights: dict[str, torch.Tensor], architecture: str, metadata: dict[str, Any]) -> None:
+def write_weights(
+    path: Path,
+    weights: dict[str, torch.Tensor],
+    architecture: str,
+    metadata: dict[str, Any],
+    matrices: GGMLQuantizationType = F32,
+) -> None:
     kind = ARCHITECTURES.get(architecture, MODEL_ARCH.MMPROJ)
     table = gguf.get_tensor_name_map(kind, 3)
     tensors = {}
@@ -68,7 +74,8 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor], architecture: st
         theirs = table.get_name(name.replace("projection_weight", "projection.weight"), (".weight", ".bias"))
         assert theirs is not None, name
         is_gemma_norm = name.endswith("norm.weight") and "vision" not in name
-        tensors[theirs] = ((weight + 1 if is_gemma_norm else weight).numpy(), F32)
+        values = (weight + 1 if is_gemma_norm else weight).numpy()
+        tensors[theirs] = (values, matrices if weight.dim() == 2 else F32)
     write_gguf(path, architecture, metadata, tensors)
 
 

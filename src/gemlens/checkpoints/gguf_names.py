@@ -175,6 +175,11 @@ class GGUFSource:
         place = self._place(name)
         return _values(replace(place, file=place.file.mapped_again()), dtype)
 
+    def transient_blocks(self, name: str) -> Tensor:
+        """The bytes of a quantised parameter, through a mapping of its own; see `transient`."""
+        place = self._place(name)
+        return place.file.mapped_again().raw(place.gguf_name)
+
     def blocks(self, name: str) -> tuple[Tensor, Format] | None:
         """A quantised parameter as it lies in the file, for kernels that compute on blocks; None for any other.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gemlens.checkpoints.blocks import keep_blocks
 from gemlens.checkpoints.device_map import Placing, placing_for
 from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.gguf_names import GGUFSource
@@ -77,6 +78,7 @@ def load_pretrained(
     attn_implementation: str | Mapping[str, str] | None,
     quantization_config: "TorchAoConfig | Mapping[str, Any] | None",
     gguf_file: str | tuple[str, str] | None,
+    quantize: str | None,
     overrides: Mapping[str, Any],
 ) -> Model:
     """The model in eval mode; see `PreTrainedModel.from_pretrained`."""
@@ -90,7 +92,9 @@ def load_pretrained(
         stored = files.config()
     _refuse_unknown(overrides, config_class, model_class)
     rounding = read_config(quantization_config, stored if config is None else config.extra)
-    weights = open_rounded(files, rounding)
+    if quantize is not None and rounding is not None:
+        raise InputError("quantize and quantization_config both say how weights are stored; pass one of them.")
+    weights: WeightSource = open_rounded(files, rounding)
     config = config_class.from_dict(stored if config is None else config.to_dict(), **overrides)
     if dtype is None and rounding is not None:
         dtype = default_dtype(rounding, weights)
@@ -102,6 +106,8 @@ def load_pretrained(
         config.quantization_config = rounding.to_dict()
         convert = round_leaves(model, weights, layout, rounding, number_format)
         bits = dict.fromkeys(convert, rounding.scheme.bits)
+    elif quantize is not None:
+        weights, convert = keep_blocks(model, files, layout, quantize, number_format)
     placing = placing_for(model, device_map, number_format, bits)
     fresh = _new_heads(model, weights, number_format, placing)
     fill(model, weights, layout, dtype=number_format, device=placing.device_of, fresh=fresh, convert=convert)

@@ -76,6 +76,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: str | Mapping[str, str] | None = None,
         quantization_config: "TorchAoConfig | Mapping[str, Any] | None" = None,
         gguf_file: str | tuple[str, str] | None = None,
+        quantize: str | None = None,
         revision: str = "main",
         subfolder: str = "",
         token: str | bool | None = None,
@@ -97,6 +98,8 @@ class PreTrainedModel(nn.Module):
                 the one that it was saved with. Without a dtype, int4 means bfloat16.
             gguf_file: name of a GGUF file in the folder, which then needs no other; for Gemma 3 with pictures the pair
                 (text file, mmproj file), or the text file alone if one `mmproj*.gguf` lies beside it.
+            quantize: "stored" computes on a CPU with the blocks of a GGUF file as they are, in its size of memory; for
+                inference only.
             revision, subfolder, token, cache_dir, local_files_only: which files of the hub, as in huggingface_hub.
             **overrides: fields of the config to replace.
 
@@ -119,6 +122,7 @@ class PreTrainedModel(nn.Module):
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
             gguf_file=gguf_file,
+            quantize=quantize,
             overrides=overrides,
         )
 

@@ -1,0 +1,122 @@
+"""Leaves whose weights are in blocks, as GGUF files hold them, and stay so: kernels/tiles.py computes with them.
+
+    model on the meta device -> replace(): leaves swapped -> keep(blocks), each right after it was read
+
+A model's code never sees it. An embedding and a head that share a weight share its blocks.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gemlens.errors import InputError
+from gemlens.kernels.formats import Format
+from gemlens.kernels.tiles import FORMATS, Tiles, linear, pack, rows
+from gemlens.models.layers import ScaledEmbedding, rounded
+from gemlens.models.swap import swap
+
+
+class _Unsaved(nn.Module):
+    """A leaf that no checkpoint has a place for."""
+
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
+        raise InputError(
+            "A model whose weights are in blocks is for inference and cannot be saved: its GGUF file is its "
+            "checkpoint. Load it without quantize to save it as numbers."
+        )
+
+
+class BlockLinear(_Unsaved, nn.Linear):
+    """Takes the place of an `nn.Linear`; its weight is one row of bytes once `keep` has made it.
+
+    Args:
+        layer: the layer.
+        block_format: of its weight.
+    """
+
+    def __init__(self, layer: nn.Linear, block_format: Format) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight.requires_grad_(False), layer.bias
+        self.format = block_format
+
+    def keep(self, blocks: Tensor) -> Tensor:
+        """What the layer computes with, of the blocks of a file."""
+        return pack(blocks, self.format, (self.out_features, self.in_features)).data
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        result = linear(hidden, Tiles(self.weight, self.format, (self.out_features, self.in_features)))
+        return result if self.bias is None else result + self.bias
+
+    def extra_repr(self) -> str:
+        """Shape and format."""
+        return f"{super().extra_repr()}, weight={self.format.name}"
+
+
+class BlockEmbedding(_Unsaved, nn.Embedding):
+    """Takes the place of an `nn.Embedding`, scaled or not.
+
+    Args:
+        layer: the embedding.
+        block_format: of its weight.
+        dtype: of what it gives.
+    """
+
+    def __init__(self, layer: nn.Embedding, block_format: Format, dtype: torch.dtype) -> None:
+        super().__init__(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, device="meta")
+        self.weight = layer.weight.requires_grad_(False)
+        self.format, self.dtype = block_format, dtype
+        self.scale = rounded(layer.scale, dtype) if isinstance(layer, ScaledEmbedding) else 1.0
+
+    def keep(self, blocks: Tensor) -> Tensor:
+        """What the layer reads from, of the blocks of a file."""
+        return pack(blocks, self.format, (self.num_embeddings, self.embedding_dim)).data
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, S] ids -> [B, S, D]."""
+        found = rows(ids, Tiles(self.weight, self.format, (self.num_embeddings, self.embedding_dim)))
+        return found.to(self.dtype) * self.scale
+
+
+def replace(
+    model: nn.Module, formats: Mapping[str, Format], dtype: torch.dtype
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Puts leaves with weights in blocks in the place of linear layers and embeddings.
+
+    Args:
+        model: on the meta device.
+        formats: of weights, by their names.
+        dtype: of activations.
+
+    Returns:
+        Name of a weight -> what makes of its blocks the tensor that the leaf keeps.
+
+    Raises:
+        InputError: a weight is in a format that no kernel computes in, or of another kind of layer.
+    """
+    leaves: dict[str, BlockLinear | BlockEmbedding] = {}
+    for weight, block_format in _with_twins(model, formats).items():
+        name = weight.removesuffix(".weight")
+        layer = model.get_submodule(name)
+        if block_format not in FORMATS:
+            names = ", ".join(each.name for each in FORMATS)
+            raise InputError(
+                f"'{weight}' is stored as {block_format.name}, but kernels compute in {names} only; load the model "
+                "without quantize."
+            )
+        if isinstance(layer, nn.Linear):
+            leaves[name] = BlockLinear(layer, block_format)
+        elif isinstance(layer, nn.Embedding):
+            leaves[name] = BlockEmbedding(layer, block_format, dtype)
+        else:
+            raise InputError(f"'{weight}' is of a {type(layer).__name__}, which no kernel computes.")
+    swap(model, lambda name, _: leaves.get(name))
+    return {f"{name}.weight": leaf.keep for name, leaf in leaves.items()}
+
+
+def _with_twins(model: nn.Module, formats: Mapping[str, Format]) -> dict[str, Format]:
+    """The same with every name of a shared weight."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    known = {id(weights[name]): block_format for name, block_format in formats.items()}
+    return {name: known[id(weight)] for name, weight in weights.items() if id(weight) in known}

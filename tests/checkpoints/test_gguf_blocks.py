@@ -1,0 +1,71 @@
+"""quantize="stored": a GGUF file's blocks are computed with as they are, and mean what they mean as numbers."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gguf.constants import GGMLQuantizationType
+from test_gguf_models import text_metadata, without_head, write_weights
+
+import gemlens
+from gemlens.errors import InputError
+from gemlens.kernels.reference import eight_bits
+from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
+
+KINDS = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def file(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path: Path) -> Path:
+    model = tiny.fresh("gemma3", hidden_size=128, intermediate_size=64)
+    path, metadata = tmp_path / "model.gguf", text_metadata(model.config, "gemma3")
+    write_weights(path, without_head(model.state_dict()), "gemma3", metadata, request.param)
+    return path
+
+
+def load(file: Path, **said: object) -> gemlens.Gemma3ForCausalLM:
+    said = {"query_pre_attn_scalar": 8, **said}
+    return gemlens.Gemma3ForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **said)
+
+
+def test_its_logits_are_those_of_the_numbers_with_activations_in_eight_bits(
+    tiny: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, twin, inputs = load(file, quantize="stored"), load(file), tiny.prompt("gemma3")
+    assert type(model.lm_head) is BlockLinear
+    assert type(model.model.embed_tokens) is BlockEmbedding
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with torch.no_grad():
+        said = model(**inputs).logits
+        plain = F.linear
+        monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: plain(eight_bits(x), weight, bias))
+        wanted = twin(**inputs).logits
+    assert torch.allclose(said, wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_it_generates(tiny: ModuleType, file: Path) -> None:
+    model = load(file, quantize="stored")
+    prompt = tiny.prompt("gemma3")
+    cached = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert torch.equal(cached, model.generate(**prompt, max_new_tokens=8, do_sample=False, use_cache=False))
+
+
+def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:
+    model = load(file, quantize="stored")
+    bytes_in_memory = sum(weight.numel() for weight in model.parameters() if weight.dtype is torch.uint8)
+    assert bytes_in_memory <= file.stat().st_size
+
+
+def test_what_cannot_be_kept_is_a_sentence(tiny: ModuleType, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="quantize is 'q3', but it must be 'stored'"):
+        load(file, quantize="q3")
+    with pytest.raises(InputError, match="pass one of them"):
+        load(file, quantize="stored", quantization_config=gemlens.TorchAoConfig("int8_weight_only"))
+    with pytest.raises(InputError, match="its GGUF file is its checkpoint"):
+        load(file, quantize="stored").save_pretrained(tmp_path / "saved")
+    folder = tmp_path / "safetensors"
+    tiny.fresh("gemma3").save_pretrained(folder)
+    with pytest.raises(InputError, match="keeps the blocks of a GGUF file"):
+        gemlens.Gemma3ForCausalLM.from_pretrained(folder, quantize="stored")
