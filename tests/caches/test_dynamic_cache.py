@@ -239,7 +239,7 @@ def test_legacy_tuples_go_out_and_come_back(tiny: ModuleType, family: str) -> No
     legacy = cache.to_legacy_cache()
     assert len(legacy) == len(cache) == 3
     assert all(tensor.shape == (2, 2, 6, 8) for pair in legacy for tensor in pair)
-    assert [keys is cache[index][0] for index, (keys, _) in enumerate(legacy)] == [True] * 3
+    assert all(torch.equal(keys, cache[index][0]) for index, (keys, _) in enumerate(legacy))
     back = DynamicCache.from_legacy_cache(legacy)
     assert back.get_seq_length() == 6
     batch.assert_right(model, batch.with_cache(model, back, first=1), start=6)

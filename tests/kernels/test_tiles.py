@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -45,6 +47,17 @@ def use(monkeypatch: pytest.MonkeyPatch):
     machine.cache_clear()
 
 
+@contextmanager
+def using(kernels: str, threads: int = 2) -> Iterator[None]:
+    """As the fixture `use`, within a test of hypothesis."""
+    native = None if kernels == machines.REFERENCE else NATIVE
+    if native:
+        native.use(kernels, threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "machine", lambda: Machine(kernels, threads, native))
+        yield
+
+
 @every_kernel
 @every_format
 @settings(max_examples=25, deadline=None)
@@ -58,11 +71,7 @@ def test_products_and_rows_are_those_of_the_specification(
     shape = (count, width * block_format.block_size)
     data = blocks(block_format, count * width, seed)
     x = largest * torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(seed))
-    native = None if kernels == machines.REFERENCE else NATIVE
-    if native:
-        native.use(kernels, threads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "machine", lambda: Machine(kernels, threads, native))
+    with using(kernels, threads):
         packed = tiles.pack(data, block_format, shape)
         got = tiles.linear(x, packed)
         every = tiles.rows(torch.arange(count), packed)
@@ -179,3 +188,27 @@ def test_a_process_that_ends_while_threads_wait_ends_cleanly() -> None:
 
 def test_every_format_of_the_kernels_is_a_format() -> None:
     assert all(BY_TYPE_ID[block_format.type_id] is block_format for block_format in FORMATS)
+
+
+@every_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 900), width=st.integers(1, 6), k=st.integers(1, 50), seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 0.1, 1.0]), ties=st.booleans(),
+)  # fmt: skip
+def test_the_largest_products_are_those_of_all(
+    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool
+) -> None:
+    shape, chance = (count, 32 * width), torch.Generator().manual_seed(seed)
+    data = blocks(Q8_0, count * width, seed)
+    if ties and count > 1:  # every second row is the same
+        raw = data.view(count, -1)
+        raw[1::2] = raw[1:2].clone()
+    x = torch.randn(shape[1], generator=chance) * spread
+    with using(kernels):
+        packed = tiles.pack(data, Q8_0, shape)
+        products = tiles.linear(x, packed)
+        numbers, values = tiles.largest(x, packed, min(k, count))
+    least = products.topk(min(k, count)).values[-1]
+    assert torch.equal(numbers.sort().values, (products >= least).nonzero().flatten())
+    assert torch.equal(values, products[numbers])

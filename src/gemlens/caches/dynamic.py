@@ -10,14 +10,30 @@ from gemlens.caches.cache import HasWindows, check_windows
 from gemlens.errors import InputError
 from gemlens.spans import Span, join, plain_span
 
+_LEAST_ROOM = 64  # slots for tokens to come
+
 
 class DynamicLayer:
-    """Keys and values of one layer, [B, K, T, H] each; None before the first token."""
+    """Keys and values of one layer, [B, K, T, H] each; None before the first token.
+
+    They lie at the beginning of tensors that have room for more, so that a token more is written and nothing is copied.
+    What was given out is never written to again.
+    """
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self._held: tuple[Tensor, Tensor] | None = None  # [B, K, room for T, H]
+        self._first = self._end = 0
+
+    @property
+    def keys(self) -> Tensor | None:
+        """What is held, [B, K, T, H]."""
+        return None if self._held is None else self._held[0][:, :, self._first : self._end]
+
+    @property
+    def values(self) -> Tensor | None:
+        """Like `keys`."""
+        return None if self._held is None else self._held[1][:, :, self._first : self._end]
 
     @property
     def is_sliding(self) -> bool:
@@ -26,19 +42,59 @@ class DynamicLayer:
 
     def append(self, keys: Tensor, values: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
         """Joins what is held with the new; gives all of it and goes on holding the last `keep` slots."""
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        if keep is not None and keys.shape[2] > keep:
-            first = keys.shape[2] - keep
-            # clone: a view would keep the memory of what is forgotten.
-            self.keys, self.values = keys[:, :, first:].clone(), values[:, :, first:].clone()
-        return keys, values
+        given = self._joined(keys, values)
+        if keep is not None and self._end - self._first > keep:
+            self._first = self._end - keep
+            if self._first > max(_LEAST_ROOM, 2 * keep):  # the memory of what is forgotten
+                self.change(Tensor.clone)
+        return given
 
     def change(self, how: Callable[[Tensor], Tensor]) -> None:
         """Replaces keys and values by `how` of them."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = how(self.keys), how(self.values)
+            self._hold(how(self.keys), how(self.values))
+
+    def forget(self) -> None:
+        """Holds nothing any more."""
+        self._held, self._first, self._end = None, 0, 0
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self._held, self._first, self._end = (keys, values), 0, keys.shape[2]
+
+    def _joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._held is None or self.keys is None or self.values is None:
+            self._hold(keys, values)
+            return keys, values
+        is_plain = not any(states.requires_grad for states in (keys, values, *self._held))
+        fits = all(
+            held.dtype == new.dtype and held.shape[:2] == new.shape[:2]
+            for held, new in zip(self._held, (keys, values), strict=True)
+        )
+        if not (is_plain and fits):  # gradients flow through what is held
+            self._hold(torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2))
+            assert self._held is not None
+            return self._held
+        end = self._end + keys.shape[2]
+        if end > self._held[0].shape[2] or self._held[0].is_inference() != keys.is_inference():
+            self._make_room(keys.shape[2])
+            end = self._end + keys.shape[2]
+        for held, new in zip(self._held, (keys, values), strict=True):
+            held[:, :, self._end : end] = new
+        self._end = end
+        first = self._first
+        return self._held[0][:, :, first:end], self._held[1][:, :, first:end]
+
+    def _make_room(self, count: int) -> None:
+        """Moves what is held into larger tensors, for `count` slots more and some that come later."""
+        assert self._held is not None
+        length = self._end - self._first
+        room = length + count + max(_LEAST_ROOM, length // 4)
+        moved = []
+        for held in self._held:
+            larger = held.new_empty(*held.shape[:2], room, held.shape[3])
+            larger[:, :, :length] = held[:, :, self._first : self._end]
+            moved.append(larger)
+        self._held, self._first, self._end = (moved[0], moved[1]), 0, length
 
 
 class DynamicCache:
@@ -166,7 +222,7 @@ class DynamicCache:
     def reset(self) -> None:
         """Forgets everything."""
         for layer in self.layers:
-            layer.keys = layer.values = None
+            layer.forget()
         self._spans, self._keep, self._seen, self._real = {}, {}, 0, 0
 
     @property

@@ -75,6 +75,30 @@ def linear(x: Tensor, tiles: Tiles) -> Tensor:
     return result
 
 
+def largest(x: Tensor, tiles: Tiles, k: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows whose products with one x [K] are no smaller than the k-th largest, and these products.
+
+    They are those of `linear`, to the last bit, in no order. In Q8_0 about half of the bytes are read: the upper halves
+    of codes say which products can be among the largest (see `largest` in engine.cpp), and only these are computed.
+
+    Raises:
+        InputError: x is not [K], or k is not from 1 to N.
+    """
+    if x.shape != (tiles.shape[1],) or not 1 <= k <= tiles.shape[0]:
+        raise InputError(
+            f"x is {tuple(x.shape)} and k is {k}, but must be [{tiles.shape[1]}] and 1 to {tiles.shape[0]}."
+        )
+    native = machine().native
+    if native is None or tiles.format is not Q8_0 or not bool(x.isfinite().all()):
+        products = linear(x.float(), tiles)
+        least = products.topk(k).values[-1]
+        numbers = (products >= least).nonzero().flatten() if bool(least == least) else torch.arange(len(products))
+        return numbers, products[numbers]
+    full, blocks = x.float().contiguous(), tiles.shape[1] // Q8_0.block_size
+    found = native.largest(Q8_0.type_id, tiles.data.data_ptr(), tiles.shape[0], blocks, full.data_ptr(), k)
+    return torch.tensor(found[0]), torch.tensor(found[1])
+
+
 def rows(ids: Tensor, tiles: Tiles) -> Tensor:
     """Rows of the matrix, float32 [..., K].
 

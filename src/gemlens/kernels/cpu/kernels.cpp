@@ -14,6 +14,12 @@ namespace {
 constexpr float SMALLEST = 1e-36f;  // as in kernels/reference.py
 constexpr int TOKENS = 8;  // that share what is unpacked of a tile
 
+// Where the tiles of 16 rows begin.
+template <class Tile, class Byte>
+Byte* place(Byte* tiles, std::int64_t number, std::int64_t blocks) {
+    return tiles + number * blocks * (Tile::TILE + Tile::REST);
+}
+
 template <class Use>
 auto with_tile(int format, Use use) {
     switch (format) {
@@ -31,7 +37,7 @@ Layout layout(int format) {
         return Layout{};
     return with_tile(format, [](auto tile) {
         using Tile = decltype(tile);
-        return Layout{Tile::BLOCK, Tile::BYTES, Tile::TILE};
+        return Layout{Tile::BLOCK, Tile::BYTES, Tile::TILE + Tile::REST};
     });
 }
 
@@ -39,28 +45,30 @@ void pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t 
           std::int64_t last, std::uint8_t* tiles) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
-        std::fill(tiles + first * blocks * Tile::TILE, tiles + last * blocks * Tile::TILE, std::uint8_t{0});
-        for (std::int64_t row = first * ROWS; row < std::min(rows, last * ROWS); ++row)
+        std::fill(place<Tile>(tiles, first, blocks), place<Tile>(tiles, last, blocks), std::uint8_t{0});
+        for (std::int64_t row = first * ROWS; row < std::min(rows, last * ROWS); ++row) {
+            std::uint8_t* tile = place<Tile>(tiles, row / ROWS, blocks);
             for (std::int64_t block = 0; block < blocks; ++block)
                 Tile::pack(static_cast<int>(row % ROWS), file + (row * blocks + block) * Tile::BYTES,
-                           tiles + (row / ROWS * blocks + block) * Tile::TILE);
+                           tile + block * Tile::TILE, tile + blocks * Tile::TILE + block * Tile::REST);
+        }
     });
 }
 
 void row(int format, const std::uint8_t* tiles, std::int64_t row, std::int64_t blocks, float* weights) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
-        const std::uint8_t* place = tiles + row / ROWS * blocks * Tile::TILE;
+        const std::uint8_t *tile_at = place<Tile>(tiles, row / ROWS, blocks), *rest = tile_at + blocks * Tile::TILE;
         const int lane = static_cast<int>(row % ROWS);
-        for (std::int64_t block = 0; block < blocks; ++block, place += Tile::TILE)
+        for (std::int64_t block = 0; block < blocks; ++block, tile_at += Tile::TILE, rest += Tile::REST)
             for (int group = 0; group < Tile::BLOCK / GROUP; ++group) {
                 Simd::Codes codes[QUADS];
-                Tile::codes(place, group, codes);
+                Tile::codes(tile_at, rest, group, codes);
                 std::uint8_t bytes[QUADS][64];
                 std::memcpy(bytes, codes, sizeof bytes);
                 float scales[2][ROWS], offsets[ROWS] = {};
-                for (int half = 0; half < 2; ++half) Simd::store(scales[half], Tile::scale(place, group, half));
-                if constexpr (Tile::HAS_OFFSET) Simd::store(offsets, Tile::offset(place, group));
+                for (int half = 0; half < 2; ++half) Simd::store(scales[half], Tile::scale(tile_at, group, half));
+                if constexpr (Tile::HAS_OFFSET) Simd::store(offsets, Tile::offset(tile_at, group));
                 for (int i = 0; i < GROUP; ++i) {
                     const int code = bytes[quad_of(i)][byte_of(lane, i)] - (Tile::WIDE ? 128 : Tile::ZERO);
                     *weights++ = scales[i / 16][lane] * static_cast<float>(code) - offsets[lane];
@@ -96,11 +104,12 @@ template <class Tile, int COUNT>
 void multiply(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std::int64_t groups,
               Simd::Floats results[COUNT]) {
     constexpr int EACH = Tile::BLOCK / GROUP;
+    const std::uint8_t* rest = tile + blocks * Tile::TILE;
     for (int t = 0; t < COUNT; ++t) results[t] = Simd::zero();
-    for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, x += EACH)
+    for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST, x += EACH)
         for (int g = 0; g < EACH; ++g) {
             Simd::Codes codes[QUADS];
-            Tile::codes(tile, g, codes);
+            Tile::codes(tile, rest, g, codes);
             const auto scale = Tile::scale(tile, g, 0);
             for (int t = 0; t < COUNT; ++t) {
                 const Group& group = x[t * groups + g];
@@ -150,18 +159,122 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
         using Tile = decltype(tile);
         const std::int64_t groups = blocks * (Tile::BLOCK / GROUP);
         for (std::int64_t number = first; number < last; ++number) {
-            const std::uint8_t* place = tiles + number * blocks * Tile::TILE;
+            const std::uint8_t* tile_at = place<Tile>(tiles, number, blocks);
             std::int64_t t = 0;
             for (; t + TOKENS <= tokens; t += TOKENS)
-                linear_block<Tile, TOKENS>(place, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, TOKENS>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t + 4 <= tokens; t += 4)
-                linear_block<Tile, 4>(place, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 4>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t + 2 <= tokens; t += 2)
-                linear_block<Tile, 2>(place, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 2>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t < tokens; ++t)
-                linear_block<Tile, 1>(place, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 1>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
         }
     });
+}
+
+// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read: by Cauchy
+// and Schwarz, r . x is at most |r| |x| in each group. `sizes` are |x| times its scale, in steps of
+// a tile's sizes, with what rounding may add.
+void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
+            const float* sizes, float* most) {
+    for (std::int64_t number = first; number < last; ++number) {
+        const std::uint8_t* tile = place<TileQ8_0>(tiles, number, blocks);
+        auto sums = Simd::zero();
+        for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE) {
+            const Group& group = x[block];
+            Simd::Codes codes[QUADS];
+            TileQ8_0::upper(tile, codes);
+            auto first_half = Simd::ints(0), second_half = first_half;
+            for (int j = 0; j < 4; ++j) {
+                first_half = Simd::template dot<false>(first_half, codes[j], group.codes + 4 * j);
+                second_half = Simd::template dot<false>(second_half, codes[j + 4], group.codes + 4 * j + 16);
+            }
+            // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
+            const float rest = (7.5f - 128.0f) * static_cast<float>(group.sums[0] + group.sums[1]);
+            auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),
+                                          Simd::all(rest));
+            const auto scale = TileQ8_0::scale(tile, 0, 0);
+            sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
+            sums = Simd::multiply_add(Simd::absolute(scale), Simd::multiply(TileQ8_0::size(tile), Simd::all(sizes[block])),
+                                      sums);
+        }
+        float all[ROWS];
+        Simd::store(all, sums);
+        most[number] = all[0];
+        for (const float each : all)
+            if (!(each <= most[number])) most[number] = each;  // what is no number is larger than all others
+    }
+}
+
+float sum_of_products(const float* a, const float* b, std::int64_t size) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = 0; i < size; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+void norm(const float* x, const float* weight, std::int64_t size, float eps, float* y) {
+    const float factor = 1.0f / std::sqrt(sum_of_products(x, x, size) / static_cast<float>(size) + eps);
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+void rotate(float* head, const float* cos, const float* sin, std::int64_t size) {
+    const std::int64_t half = size / 2;
+#pragma omp simd
+    for (std::int64_t i = 0; i < half; ++i) {
+        const float first = head[i], second = head[i + half];
+        head[i] = first * cos[i] - second * sin[i];
+        head[i + half] = second * cos[i + half] + first * sin[i + half];
+    }
+}
+
+// e^x to about 1e-7 of it, for numbers from -87 to 88; others count as the nearest of these.
+inline float exp_of(float x) {
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+    const float rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = sum * rest + factor;
+    sum = sum * rest * rest + rest + 1.0f;
+    const std::int32_t bits = (static_cast<std::int32_t>(turns) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return sum * power;
+}
+
+void gate(float* gate, const float* up, std::int64_t size) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) {
+        const float x = gate[i], inner = 1.5957691216f * (x + 0.044715f * x * x * x);  // twice what tanh is taken of
+        gate[i] = x / (1.0f + exp_of(-inner)) * up[i];
+    }
+}
+
+void look(const Look& at) {
+    for (std::int64_t q = 0; q < at.count; ++q) {
+        const float* query = at.queries + q * at.size;
+        float scores[LOOK], most = -std::numeric_limits<float>::infinity();
+        for (std::int64_t t = 0; t < at.length; ++t) {
+            float score = at.scale * sum_of_products(query, at.keys + t * at.size, at.size);
+            if (at.cap != 0.0f) score = at.cap * std::tanh(score / at.cap);
+            scores[t] = at.seen && !at.seen[t] ? -std::numeric_limits<float>::infinity() : score;
+            most = std::max(most, scores[t]);
+        }
+        float *mixed = at.mixed + q * at.size, total = 0.0f;
+        std::fill(mixed, mixed + at.size, 0.0f);
+        for (std::int64_t t = 0; t < at.length; ++t) {
+            if (at.seen && !at.seen[t]) continue;
+            const float weight = exp_of(scores[t] - most), *value = at.values + t * at.size;
+            total += weight;
+#pragma omp simd
+            for (std::int64_t i = 0; i < at.size; ++i) mixed[i] += weight * value[i];
+        }
+        at.most[q] = most;
+        at.total[q] = total;
+    }
 }
 
 }  // namespace
@@ -169,6 +282,7 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
 
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
-const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear};
+const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, norm, rotate,
+                            gate, look, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

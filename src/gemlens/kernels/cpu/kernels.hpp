@@ -17,6 +17,17 @@ struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them in a tile
 };
 
+// Some of the keys that the queries of one group of heads see, and what is made of them.
+struct Look {
+    const float* queries;  // [count, size]
+    const float *keys, *values;  // [length, size]
+    const bool* seen;  // [length], or null: all
+    std::int64_t count, size, length;
+    float scale, cap;  // cap 0: none
+    float* mixed;  // [count, size], the sum of values times weights
+    float *most, *total;  // [count]: the largest score, and the sum of exp(score - most), the weights
+};
+
 struct Kernels {
     const char* name;
     Layout (*layout)(int format);  // block 0 for a format that is not known
@@ -29,7 +40,21 @@ struct Kernels {
     // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
                    std::int64_t last, const Group* x, std::int64_t tokens, float* y);
+    // x / rms(x) * weight
+    void (*norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
+    // the halves of a head, against each other
+    void (*rotate)(float* head, const float* cos, const float* sin, std::int64_t size);
+    // gate = gelu(gate) * up, with tanh
+    void (*gate)(float* gate, const float* up, std::int64_t size);
+    // at most LOOK keys
+    void (*look)(const Look& at);
+    // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
+    void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
+                   const float* sizes, float* most);
+    float screen_step;  // of a tile's sizes
 };
+
+constexpr std::int64_t LOOK = 256;
 
 extern const Kernels portable, avx2, avx512;
 

@@ -9,64 +9,23 @@
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
-#include "pool.hpp"
+#include "engine.hpp"
 
 namespace nb = nanobind;
 
 namespace gemlens {
 namespace {
 
-const Kernels* chosen = &portable;
-std::unique_ptr<Pool> pool = std::make_unique<Pool>(1);
-
-std::vector<const Kernels*> usable() {
-    std::vector<const Kernels*> found;
-#if defined(GEMLENS_X86)
-    __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (has_avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni"))
-        found.push_back(&avx512);
-    if (has_avx2) found.push_back(&avx2);
-#endif
-    found.push_back(&portable);
-    return found;
-}
-
-std::vector<std::string> names() {
-    std::vector<std::string> found;
-    for (const Kernels* each : usable()) found.emplace_back(each->name);
-    return found;
-}
-
-void use(const std::string& name, int threads) {
-    for (const Kernels* each : usable())
-        if (name == each->name) {
-            chosen = each;
-            if (pool->size() != threads) pool = std::make_unique<Pool>(threads);
-            return;
-        }
-    throw std::invalid_argument("no such kernels: " + name);
-}
-
 template <class T>
 T* at(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Cuts [0, count) into parts of a few times the number of threads.
-template <class Each>
-void spread(std::int64_t count, std::int64_t least, Each each) {
-    const std::int64_t parts = std::clamp<std::int64_t>(count / least, 1, 4 * pool->size());
-    pool->run(static_cast<int>(parts), [&](int part) { each(count * part / parts, count * (part + 1) / parts); });
-}
-
-Layout layout(int format) { return chosen->layout(format); }
+Layout layout(int format) { return kernels().layout(format); }
 
 void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t blocks, std::uintptr_t tiles) {
     spread((rows + 15) / 16, 1, [&](std::int64_t first, std::int64_t last) {
-        chosen->pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
+        kernels().pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
     });
 }
 
@@ -74,21 +33,49 @@ void rows(int format, std::uintptr_t tiles, std::uintptr_t numbers, std::int64_t
           std::uintptr_t weights) {
     const std::int64_t width = blocks * layout(format).block;
     for (std::int64_t i = 0; i < count; ++i)
-        chosen->row(format, at<std::uint8_t>(tiles), at<std::int64_t>(numbers)[i], blocks,
+        kernels().row(format, at<std::uint8_t>(tiles), at<std::int64_t>(numbers)[i], blocks,
                     at<float>(weights) + i * width);
 }
 
 void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
             std::int64_t tokens, std::uintptr_t y) {
-    const std::int64_t groups = blocks * layout(format).block / 32;
-    std::vector<Group> quantized(static_cast<std::size_t>(tokens * groups));
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        chosen->quantize(at<float>(x) + first * groups * 32, (last - first) * groups, quantized.data() + first * groups);
-    });
-    spread((rows + 15) / 16, 4, [&](std::int64_t first, std::int64_t last) {
-        chosen->linear(format, at<std::uint8_t>(tiles), rows, blocks, first, last, quantized.data(), tokens,
-                       at<float>(y));
-    });
+    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
+    multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()).data(), tokens);
+}
+
+nb::tuple largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
+                     std::int64_t k) {
+    std::vector<Candidate> found;
+    {
+        const nb::gil_scoped_release released;
+        const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
+        found = largest(matrix, quantized(at<float>(x), 1, matrix.width()).data(), k);
+    }
+    std::vector<std::int64_t> numbers;
+    std::vector<float> products;
+    for (const auto& [row, product] : found) {
+        numbers.push_back(row);
+        products.push_back(product);
+    }
+    return nb::make_tuple(numbers, products);
+}
+
+Matrix matrix(const nb::tuple& parts) {
+    return {nb::cast<int>(parts[0]), at<std::uint8_t>(nb::cast<std::uintptr_t>(parts[1])),
+            nb::cast<std::int64_t>(parts[2]), nb::cast<std::int64_t>(parts[3])};
+}
+
+Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, std::int64_t heads,
+            std::int64_t kv_heads, std::int64_t size, float eps, float scale, float cap) {
+    Layer made{};
+    Matrix* places[] = {&made.query, &made.key, &made.value, &made.output, &made.gate, &made.up, &made.down};
+    for (std::size_t i = 0; i < 7; ++i) *places[i] = matrix(nb::cast<nb::tuple>(matrices[i]));
+    const float** weights[] = {&made.before_attention, &made.after_attention, &made.before_mlp,
+                               &made.after_mlp, &made.query_norm, &made.key_norm};
+    for (std::size_t i = 0; i < 6; ++i) *weights[i] = at<float>(norms[i]);
+    made.heads = heads, made.kv_heads = kv_heads, made.size = size;
+    made.eps = eps, made.scale = scale, made.cap = cap;
+    return made;
 }
 
 }  // namespace
@@ -106,4 +93,31 @@ NB_MODULE(_cpu, module) {
     module.def("pack", pack, free);
     module.def("rows", rows, free);
     module.def("linear", linear, free);
+    module.def("largest", largest_of);
+    module.def("layer", layer);
+    nb::class_<Layer>(module, "Layer")
+        .def(
+            "project",
+            [](const Layer& layer, std::int64_t tokens, std::uintptr_t hidden, std::uintptr_t cos, std::uintptr_t sin,
+               std::int64_t turns, std::uintptr_t query, std::uintptr_t key, std::uintptr_t value) {
+                layer.project(tokens, at<float>(hidden), {at<float>(cos), at<float>(sin), turns}, at<float>(query),
+                              at<float>(key), at<float>(value));
+            },
+            free)
+        .def(
+            "attend",
+            [](const Layer& layer, std::int64_t rows, std::int64_t steps, std::int64_t length, std::uintptr_t query,
+               std::uintptr_t keys, std::uintptr_t values, std::int64_t row, std::int64_t head, std::uintptr_t seen,
+               std::int64_t views, std::uintptr_t mixed) {
+                layer.attend({rows, steps, length, at<float>(keys), at<float>(values), row, head, at<bool>(seen), views},
+                             at<float>(query), at<float>(mixed));
+            },
+            free)
+        .def(
+            "finish",
+            [](const Layer& layer, std::int64_t tokens, std::uintptr_t mixed, std::uintptr_t hidden,
+               std::uintptr_t result) {
+                layer.finish(tokens, at<float>(mixed), at<float>(hidden), at<float>(result));
+            },
+            free);
 }

@@ -51,6 +51,7 @@ struct Simd {
         const __m512i two = _mm512_and_si512(_mm512_srli_epi16(bits, SHIFT), _mm512_set1_epi8(3));
         return _mm512_or_si512(codes, _mm512_slli_epi16(two, 4));
     }
+    static Codes above(Codes high, Codes low) { return _mm512_or_si512(_mm512_slli_epi16(high, 4), low); }
     static constexpr int WIDE_ZERO = 128;  // what `dot` leaves in codes of eight bits
     static Ints ints(std::int32_t number) { return _mm512_set1_epi32(number); }
     template <bool WIDE>
@@ -69,6 +70,7 @@ struct Simd {
     static Floats signed_bytes(const std::uint8_t* bytes) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
     }
+    static Floats absolute(Floats a) { return _mm512_abs_ps(a); }
     static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static Floats multiply_add(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
     static void store(float* place, Floats values) { _mm512_storeu_ps(place, values); }
@@ -112,6 +114,9 @@ struct Simd {
             return _mm256_or_si256(codes.part[i], _mm256_slli_epi16(two, 4));
         });
     }
+    static Codes above(Codes high, Codes low) {
+        return both<Codes>([&](int i) { return _mm256_or_si256(_mm256_slli_epi16(high.part[i], 4), low.part[i]); });
+    }
     static constexpr int WIDE_ZERO = 128;
     static Ints ints(std::int32_t number) {
         return both<Ints>([&](int) { return _mm256_set1_epi32(number); });
@@ -154,6 +159,9 @@ struct Simd {
             return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
         });
     }
+    static Floats absolute(Floats a) {
+        return both<Floats>([&](int i) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.part[i]); });
+    }
     static Floats multiply(Floats a, Floats b) {
         return both<Floats>([&](int i) { return _mm256_mul_ps(a.part[i], b.part[i]); });
     }
@@ -195,6 +203,10 @@ struct Simd {
         for (int i = 0; i < 64; ++i) codes.at[i] |= ((bits.at[i] >> SHIFT) & 3) << 4;
         return codes;
     }
+    static Codes above(Codes high, Codes low) {
+        for (int i = 0; i < 64; ++i) low.at[i] |= high.at[i] << 4;
+        return low;
+    }
     static constexpr int WIDE_ZERO = 0;
     static Ints ints(std::int32_t number) {
         Ints sums;
@@ -235,6 +247,10 @@ struct Simd {
         Floats values;
         for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(static_cast<std::int8_t>(bytes[row]));
         return values;
+    }
+    static Floats absolute(Floats a) {
+        for (auto& each : a.at) each = std::fabs(each);
+        return a;
     }
     static Floats multiply(Floats a, Floats b) {
         for (int row = 0; row < ROWS; ++row) a.at[row] *= b.at[row];

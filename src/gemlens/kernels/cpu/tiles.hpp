@@ -54,59 +54,76 @@ inline void steps_of(const std::uint8_t* packed, int group, int& step, int& offs
     }
 }
 
-// Each layout: BLOCK weights of a row in BYTES of a file; TILE bytes for 16 of them.
-//     pack(row, block, tile)            puts a row's block into a zeroed tile
-//     codes(tile, group, codes)         the codes of a group of 32
+// Each layout: BLOCK weights of a row in BYTES of a file; TILE bytes for 16 of them, and REST bytes behind all tiles of
+// the same 16 rows.
+//     pack(row, block, tile, rest)      puts a row's block into a zeroed tile
+//     codes(tile, rest, group, codes)   the codes of a group of 32
 //     scale(tile, group, half)          of half a group; both halves are the same but in Q6_K
 //     offset(tile, group)               what is subtracted, where HAS_OFFSET; else `scale * ZERO` is
 struct TileQ4_0 {
-    static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, ZERO = 8;
+    static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, REST = 0, ZERO = 8;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
-    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         for (int i = 0; i < 32; ++i) put_nibble(tile + 32, row, i, block[2 + i % 16] >> (i < 16 ? 0 : 4));
     }
-    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
+    static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
 };
 
 struct TileQ5_0 {
-    static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, ZERO = 16;
+    static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, REST = 0, ZERO = 16;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
-    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         for (int i = 0; i < 32; ++i) {
             put_nibble(tile + 32, row, i, block[6 + i % 16] >> (i < 16 ? 0 : 4));
             put_fifth(tile + 288, row, i, ((block[2 + i / 8] >> (i % 8)) & 1) << 4);
         }
     }
-    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) {
+    static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) {
         nibbles_of(tile + 32, codes);
         for (int j = 0; j < QUADS; ++j) codes[j] = Simd::add_where(codes[j], tile + 288 + 8 * j);
     }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
 };
 
+// Codes are cut: upper nibbles, scales and the sizes of what is left lie in front, lower nibbles behind those of all
+// blocks. So half of the bytes tell what a product can be at most; see `screen` in kernels.cpp.
 struct TileQ8_0 {
-    static constexpr int BLOCK = 32, BYTES = 34, TILE = 32 + 512, ZERO = Simd::WIDE_ZERO;
+    static constexpr int BLOCK = 32, BYTES = 34, TILE = 32 + 16 + 256, REST = 256, ZERO = Simd::WIDE_ZERO;
     static constexpr bool WIDE = true, HAS_OFFSET = false, SPLIT = false;
-    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+    static constexpr float SIZE = 2.99f;  // steps of the size of a row's lower nibbles, each less 7.5: at most 127
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t* rest) {
         std::memcpy(tile + 2 * row, block, 2);
-        for (int i = 0; i < 32; ++i) tile[32 + 64 * quad_of(i) + byte_of(row, i)] = block[2 + i] ^ 0x80;
+        float square = 0.0f;
+        for (int i = 0; i < 32; ++i) {
+            const int code = block[2 + i] ^ 0x80;
+            put_nibble(tile + 48, row, i, code >> 4);
+            put_nibble(rest, row, i, code);
+            const float left = static_cast<float>(code & 15) - 7.5f;
+            square += left * left;
+        }
+        tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * std::sqrt(square)));
     }
-    static void codes(const std::uint8_t* tile, int, Simd::Codes codes[QUADS]) {
-        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::load(tile + 32 + 64 * j);
+    static void codes(const std::uint8_t* tile, const std::uint8_t* rest, int, Simd::Codes codes[QUADS]) {
+        Simd::Codes low[QUADS];
+        nibbles_of(tile + 48, codes);
+        nibbles_of(rest, low);
+        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::above(codes[j], low[j]);
     }
+    static void upper(const std::uint8_t* tile, Simd::Codes codes[QUADS]) { nibbles_of(tile + 48, codes); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
+    static Simd::Floats size(const std::uint8_t* tile) { return Simd::signed_bytes(tile + 32); }
 };
 
 // Steps and offsets take a byte each here: six bits are unpacked once, which makes a tile 3 % larger.
 template <bool FIVE>
 struct TileK {
     static constexpr int BLOCK = 256, BYTES = FIVE ? 176 : 144, EACH = FIVE ? 320 : 256;
-    static constexpr int TILE = 64 + 256 + 8 * EACH, ZERO = 0;
+    static constexpr int TILE = 64 + 256 + 8 * EACH, REST = 0, ZERO = 0;
     static constexpr bool WIDE = false, HAS_OFFSET = true, SPLIT = false;
-    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         std::memcpy(tile + 32 + 2 * row, block + 2, 2);
         const std::uint8_t *fifth = block + 16, *nibbles = block + (FIVE ? 48 : 16);
@@ -122,7 +139,7 @@ struct TileK {
             }
         }
     }
-    static void codes(const std::uint8_t* tile, int group, Simd::Codes codes[QUADS]) {
+    static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
         const std::uint8_t* place = tile + 320 + EACH * group;
         nibbles_of(place, codes);
         if (FIVE)
@@ -139,9 +156,9 @@ using TileQ4_K = TileK<false>;
 using TileQ5_K = TileK<true>;
 
 struct TileQ6_K {
-    static constexpr int BLOCK = 256, BYTES = 210, TILE = 32 + 256 + 8 * 384, ZERO = 32;
+    static constexpr int BLOCK = 256, BYTES = 210, TILE = 32 + 256 + 8 * 384, REST = 0, ZERO = 32;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = true;
-    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile) {
+    static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block + 208, 2);
         for (int half = 0; half < 16; ++half) tile[32 + 16 * half + row] = block[192 + half];
         for (int i = 0; i < 256; ++i) {
@@ -153,7 +170,7 @@ struct TileQ6_K {
             put_pair(place + 256, row, at, code);
         }
     }
-    static void codes(const std::uint8_t* tile, int group, Simd::Codes codes[QUADS]) {
+    static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
         const std::uint8_t* place = tile + 288 + 384 * group;
         nibbles_of(place, codes);
         for (int part = 0; part < 2; ++part) {

@@ -1,0 +1,123 @@
+"""Decoder layers whose products are of blocks, as two or three native calls each instead of some fifty of torch.
+
+    hidden -> project (norm, products, norms of heads, rotation) -> cache -> attend -> finish (product, norm, MLP)
+
+The layer that is replaced stays inside: it is the specification, and it does what the native calls cannot.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gemlens.caches.cache import Cache
+from gemlens.kernels.machine import machine
+from gemlens.models.attention import Scores
+from gemlens.models.decoder import DecoderLayer
+from gemlens.models.layers import ACTIVATIONS, RMSNorm
+from gemlens.models.swap import swap
+from gemlens.quantization.blocks import BlockLinear
+from gemlens.spans import View
+
+_PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+             "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+FEW = 16  # tokens of a row that attend natively; the products of attention with more are better made by torch
+
+
+class FusedLayer(nn.Module):
+    """Takes the place of a DecoderLayer.
+
+    Args:
+        layer: one that `can_fuse`.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        attention = layer.self_attn
+        self.heads = attention.q_proj.out_features // attention.head_dim
+        self.kv_heads = attention.k_proj.out_features // attention.head_dim
+        self._native: Any = None
+        self._norms: list[Tensor] = []
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: View,
+        cache: Cache | None,
+        weights: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See DecoderLayer.forward."""
+        if weights or (torch.is_grad_enabled() and hidden.requires_grad):
+            return cast("tuple[Tensor, Tensor | None]", self.layer(hidden, rotation, view, cache, weights, dtype))
+        native, attention = self._made(), self.layer.self_attn
+        batch, steps, _ = hidden.shape
+        x = hidden.float().contiguous()
+        cos, sin = (part.float().contiguous() for part in rotation)
+        query, key, value = (
+            torch.empty(batch, steps, heads, attention.head_dim) for heads in (self.heads, self.kv_heads, self.kv_heads)
+        )
+        native.project(batch * steps, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[0] * cos.shape[1],
+                       query.data_ptr(), key.data_ptr(), value.data_ptr())  # fmt: skip
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
+        if cache is not None:
+            keys, values = cache.update(keys.to(dtype), values.to(dtype), attention.layer_idx)
+        if steps <= FEW and keys.dtype is torch.float32:
+            mixed = self._attend(query, keys, values, view)
+        else:
+            scores = Scores(attention.scale, attention.cap)
+            seen, _ = attention.attend(query.transpose(1, 2).to(dtype), keys, values, view, scores)
+            mixed = seen.transpose(1, 2).float().contiguous()
+        result = torch.empty_like(x)
+        native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
+        return result.to(hidden.dtype), None
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, view: View) -> Tensor:
+        batch, steps, _, size = query.shape
+        if keys.stride()[2:] != (size, 1) or values.stride() != keys.stride():
+            keys, values = keys.contiguous(), values.contiguous()
+        seen, views = None, 1
+        if not view.sees_all:
+            seen = view.mask.contiguous()  # [views, 1, S, T]
+            views = len(seen)
+        mixed = torch.empty_like(query)
+        self._native.attend(batch, steps, keys.shape[2], query.data_ptr(), keys.data_ptr(), values.data_ptr(),
+                            keys.stride(0), keys.stride(1), 0 if seen is None else seen.data_ptr(), views,
+                            mixed.data_ptr())  # fmt: skip
+        return mixed
+
+    def _made(self) -> Any:
+        """The native layer; it holds addresses of the weights, so it is made anew when these move."""
+        if self._native is None:
+            layer, attention = self.layer, self.layer.self_attn
+            norms = [*map(layer.get_submodule, layer.norm_order), attention.q_norm, attention.k_norm]
+            self._norms = [1.0 + norm.weight.float() if isinstance(norm, RMSNorm) else torch.empty(0) for norm in norms]
+            matrices = [cast(BlockLinear, layer.get_submodule(name)) for name in _PRODUCTS]
+            eps = next(norm.eps for norm in norms if isinstance(norm, RMSNorm))
+            self._native = machine().native.layer(  # type: ignore[union-attr]  # can_fuse asked for it
+                [(each.format.type_id, each.weight.data_ptr(), each.out_features,
+                  each.in_features // each.format.block_size) for each in matrices],
+                [norm.data_ptr() if norm.numel() else 0 for norm in self._norms],
+                self.heads, self.kv_heads, attention.head_dim, eps, attention.scale, attention.cap or 0.0,
+            )  # fmt: skip
+        return self._native
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FusedLayer":
+        self._native = None
+        return super()._apply(fn, recurse)
+
+
+def can_fuse(layer: nn.Module) -> bool:
+    """Whether native calls do all that a layer does."""
+    if machine().native is None or not isinstance(layer, DecoderLayer):
+        return False
+    products = [layer.get_submodule(name) for name in _PRODUCTS]
+    plain = all(isinstance(each, BlockLinear) and each.bias is None for each in products)
+    return plain and layer.mlp.activation is ACTIVATIONS["gelu_pytorch_tanh"]
+
+
+def fuse(model: nn.Module) -> None:
+    """Replaces every layer of a model that can be; its weights are there already."""
+    swap(model, lambda _, module: FusedLayer(module) if can_fuse(module) else None)  # type: ignore[arg-type]
