@@ -11,8 +11,10 @@ from test_gguf_models import text_metadata, without_head, write_weights
 
 import gemlens
 from gemlens.errors import InputError
+from gemlens.kernels.machine import machine
 from gemlens.kernels.reference import eight_bits
 from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
+from gemlens.quantization.fused import FusedLayer
 
 KINDS = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0)
 
@@ -50,6 +52,38 @@ def test_it_generates(tiny: ModuleType, file: Path) -> None:
     prompt = tiny.prompt("gemma3")
     cached = model.generate(**prompt, max_new_tokens=8, do_sample=False)
     assert torch.equal(cached, model.generate(**prompt, max_new_tokens=8, do_sample=False, use_cache=False))
+
+
+@pytest.mark.parametrize(
+    "said", [{"do_sample": False}, {"do_sample": True, "top_k": 5, "temperature": 0.7, "top_p": 0.9}]
+)
+def test_tokens_are_those_of_all_logits(tiny: ModuleType, file: Path, said: dict[str, object]) -> None:
+    """Where logits are asked for, all of them are computed; else those that may be among the largest."""
+    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(1, 6)}
+    torch.manual_seed(0)
+    screened = model.generate(**prompt, max_new_tokens=12, **said)
+    torch.manual_seed(0)
+    whole = model.generate(**prompt, max_new_tokens=12, **said, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(screened, whole.sequences)
+    assert all(logits.isfinite().all() for logits in whole.logits)
+
+
+def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) -> None:
+    """And give what the layers that they replaced give, also with a mask and several tokens at once."""
+    model = load(file, quantize="stored")
+    fused = [layer for layer in model.model.layers if isinstance(layer, FusedLayer)]
+    assert len(fused) == (0 if machine().native is None else len(model.model.layers))
+    ids = tiny.words(3, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        said = [model(ids[:, :6], attention_mask=mask[:, :6])]
+        said.append(model(ids[:, 6:], attention_mask=mask, past_key_values=said[0].past_key_values))
+        for place, layer in enumerate(fused):
+            model.model.layers[place] = layer.layer
+        plain = model(ids, attention_mask=mask).logits
+    joined = torch.cat([part.logits for part in said], 1)
+    assert torch.allclose(joined[mask == 1], plain[mask == 1], atol=2e-3 * float(plain.abs().max()))
 
 
 def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:

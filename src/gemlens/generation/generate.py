@@ -22,7 +22,7 @@ from gemlens.generation.logits import LogitsProcessor
 from gemlens.generation.loop import Run, Streamer, continue_rows
 from gemlens.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, Record
 from gemlens.generation.reading import Prompt, Reader
-from gemlens.generation.sampling import AllowedTokens, Chooser, Length, processors_for
+from gemlens.generation.sampling import AllowedTokens, Chooser, Length, largest_needed, processors_for
 from gemlens.generation.speculative import Assistant, PromptLookup, continue_with_guesses
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ def _run(
     if compiled and not all(getattr(module, "compiles", True) for module in model.modules()):
         raise InputError("compile=True does not go with a packed model, which torch cannot compile; drop one.")
     processors = processors_for(settings, length, company.processors, company.allowed_tokens)
+    is_recorded = bool(recorded) or (
+        settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
+    )
+    largest = None if is_recorded or settings.num_beams > 1 else largest_needed(processors, settings.draws)
     criteria = stopping.StoppingCriteriaList([stopping.MaxLengthCriteria(length.most), *company.criteria])
     if settings.max_time is not None:
         criteria.append(stopping.MaxTimeCriteria(settings.max_time))
@@ -125,7 +129,7 @@ def _run(
             raise InputError("stop_strings came without tokenizer=, which makes text of ids; pass it.")
         criteria.append(stopping.StopStringCriteria(company.tokenizer, settings.stop_strings, prompt.ids.shape[1]))
     return Run(
-        reader=Reader(model, prompt, cache, settings.prefill_chunk_size, recorded, compiled),
+        reader=Reader(model, prompt, cache, settings.prefill_chunk_size, recorded, compiled, largest),
         ids=prompt.ids,
         choose=Chooser(processors, settings.draws, company.generator),
         has_ended=criteria,

@@ -67,6 +67,7 @@ class Reader:
         chunk: tokens of the prompt to read at once, about; None for all.
         recorded: arguments of the model's forward that ask for more than logits.
         compiled: read single tokens by a compiled step; needs a cache of fixed shapes.
+        largest: how many of the largest logits are needed after the prompt; None for all.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Reader:
         chunk: int | None,
         recorded: dict[str, bool],
         compiled: bool = False,
+        largest: int | None = None,
     ) -> None:
         self.model, self.prompt, self.cache = model, prompt, cache
-        self.chunk, self.recorded, self.compiled = chunk, recorded, compiled
+        self.chunk, self.recorded, self.compiled, self.largest = chunk, recorded, compiled, largest
 
     def prefill(self) -> Reading:
         """Reads the prompt; gives the logits of what follows it, [B, 1, V]."""
@@ -105,8 +107,8 @@ class Reader:
         mask = None
         if real is not None:  # of what is cached the cache knows what was padding
             mask = torch.cat([real.new_ones(len(tokens), self.cache.get_seq_length()), real], 1)
-        if self.compiled:
-            return Reading(self.model.step(tokens, self.cache, mask, compiled=True).float())
+        if self.compiled or self.largest is not None:
+            return Reading(self.model.step(tokens, self.cache, mask, self.compiled, self.largest).float())
         return self._call(input_ids=tokens, attention_mask=mask, logits_to_keep=tokens.shape[1])
 
     def select(self, rows: Tensor) -> None:

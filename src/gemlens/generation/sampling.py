@@ -79,6 +79,18 @@ def _warpers(settings: Settings) -> list[LogitsProcessor]:
     return made
 
 
+def largest_needed(processors: Sequence[LogitsProcessor], draws: bool) -> int | None:
+    """How many of the largest logits decide about the next token; None where all may."""
+    if not draws:
+        return None if processors else 1
+    for processor in processors:
+        if isinstance(processor, warpers.TopKLogitsWarper):
+            return processor.top_k
+        if not isinstance(processor, warpers.TemperatureLogitsWarper):
+            return None
+    return None
+
+
 @dataclass(frozen=True)
 class Chooser:
     """Chooses tokens.

@@ -129,7 +129,7 @@ def _rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Te
     flat = ids.reshape(-1).long().contiguous()
     result = torch.empty(len(flat), width)
     blocks = width // block_format.block_size
-    native.rows(type_id, data.data_ptr(), flat.data_ptr(), len(flat), blocks, result.data_ptr())
+    native.rows(type_id, data.data_ptr(), count, blocks, flat.data_ptr(), len(flat), result.data_ptr())
     return result.view(*ids.shape, width)
 
 

@@ -6,10 +6,10 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
@@ -24,6 +24,22 @@ if TYPE_CHECKING:
     from gemlens.generation.loop import Streamer
     from gemlens.generation.sampling import AllowedTokens
     from gemlens.generation.stopping import Decodes, StoppingCriteria
+
+
+@runtime_checkable
+class FindingHead(Protocol):
+    """A head that finds the largest logits without computing all of them."""
+
+    def largest(self, hidden: Tensor, count: int) -> Tensor:
+        """[B, S, D] -> [B, S, V]: the `count` largest logits of each token, as `forward` gives them; others -inf."""
+
+
+def logits_of(head: nn.Module, hidden: Tensor, largest: int | None) -> Tensor:
+    """[B, S, D] -> [B, S, V], all or at least the `largest` ones of each token."""
+    if largest is not None and isinstance(head, FindingHead):
+        return head.largest(hidden, largest)
+    logits: Tensor = head(hidden)
+    return logits
 
 
 class GenerativeModel(PreTrainedModel):
@@ -44,7 +60,12 @@ class GenerativeModel(PreTrainedModel):
 
     @abstractmethod
     def step(
-        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None = None,
+        compiled: bool = False,
+        largest: int | None = None,
     ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V].
 
@@ -53,6 +74,8 @@ class GenerativeModel(PreTrainedModel):
             cache: holds what comes before; extended.
             attention_mask: [B, cached + S], 0 for padding.
             compiled: by torch.compile, for caches of fixed shapes. As long as shapes stay, it is compiled once.
+            largest: how many of the largest logits of a token are needed; a head that finds them without computing all
+                gives others as -inf. None: all are needed.
         """
 
     @property

@@ -16,7 +16,7 @@ from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config, PaliGemmaConfig
 from gemlens.models.decoder import Decoded, Placement, Recording
-from gemlens.models.generative import GenerativeModel
+from gemlens.models.generative import GenerativeModel, logits_of
 from gemlens.models.layers import softcap
 from gemlens.models.loss import IGNORED, check_labels, next_token_loss
 from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
@@ -329,21 +329,26 @@ class MultimodalForConditionalGeneration(GenerativeModel):
         return self.model.span(input_ids, attention_mask, token_type_ids, labels)
 
     def step(
-        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None = None,
+        compiled: bool = False,
+        largest: int | None = None,
     ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
         embeds = self.language_model.embed(input_ids)
         shape, first = (len(input_ids), input_ids.shape[1]), self.model.first_position
         placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache, first_position=first)
-        return self._logits(self.language_model.decode(embeds, placement, Recording(), compiled).last)
+        return self._logits(self.language_model.decode(embeds, placement, Recording(), compiled).last, largest)
 
     @property
     def picture_tokens(self) -> tuple[int, int]:
         """The id that stands for a picture and how many of it one takes."""
         return self.config.image_token_index, self.config.tokens_per_image
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return softcap(self.lm_head(hidden), self.config.text_config.softcaps[1])
+    def _logits(self, hidden: Tensor, largest: int | None = None) -> Tensor:
+        return softcap(logits_of(self.lm_head, hidden, largest), self.config.text_config.softcaps[1])
 
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, image_features: Tensor

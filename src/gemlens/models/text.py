@@ -10,7 +10,7 @@ from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.text import Gemma2Config, Gemma3TextConfig, GemmaConfig, TextConfig
 from gemlens.models.decoder import Decoded, DecoderLayer, Placement, Recording, run_layers
-from gemlens.models.generative import GenerativeModel
+from gemlens.models.generative import GenerativeModel, logits_of
 from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding, softcap
 from gemlens.models.loss import check_labels, next_token_loss
 from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -213,16 +213,21 @@ class CausalLM(GenerativeModel):
         return place((len(input_ids), input_ids.shape[1]), input_ids.device, attention_mask=attention_mask).span
 
     def step(
-        self, input_ids: Tensor, cache: Cache, attention_mask: Tensor | None = None, compiled: bool = False
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None = None,
+        compiled: bool = False,
+        largest: int | None = None,
     ) -> Tensor:
         """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
         embeds = self.model.embed(input_ids)
         shape = (len(input_ids), input_ids.shape[1])
         placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache)
-        return self._logits(self.model.decode(embeds, placement, Recording(), compiled).last)
+        return self._logits(self.model.decode(embeds, placement, Recording(), compiled).last, largest)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return softcap(self.lm_head(hidden), self.config.softcaps[1])
+    def _logits(self, hidden: Tensor, largest: int | None = None) -> Tensor:
+        return softcap(logits_of(self.lm_head, hidden, largest), self.config.softcaps[1])
 
     def forward(
         self,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gemlens.errors import InputError
-from gemlens.kernels.formats import Format
-from gemlens.kernels.tiles import FORMATS, Tiles, linear, pack, rows
+from gemlens.kernels.formats import Q8_0, Format
+from gemlens.kernels.tiles import FORMATS, Tiles, largest, linear, pack, rows
 from gemlens.models.layers import ScaledEmbedding, rounded
 from gemlens.models.swap import swap
 
@@ -48,6 +48,18 @@ class BlockLinear(_Unsaved, nn.Linear):
         """[..., in] -> [..., out]."""
         result = linear(hidden, Tiles(self.weight, self.format, (self.out_features, self.in_features)))
         return result if self.bias is None else result + self.bias
+
+    def largest(self, hidden: Tensor, count: int) -> Tensor:
+        """The `count` largest of what `forward` gives, exactly; others are -inf. See FindingHead."""
+        # Numbers that differ may be equal in a shorter dtype.
+        screens = hidden.dtype is torch.float32 and self.format is Q8_0 and self.bias is None
+        if not screens or hidden.shape[:-1].numel() != 1:
+            return self(hidden)
+        tiles = Tiles(self.weight, self.format, (self.out_features, self.in_features))
+        numbers, products = largest(hidden.flatten(), tiles, min(count, self.out_features))
+        result = hidden.new_full((self.out_features,), -torch.inf)
+        result[numbers] = products
+        return result.view(*hidden.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape and format."""

@@ -106,7 +106,8 @@ class FusedLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedLayer":
         self._native = None
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def can_fuse(layer: nn.Module) -> bool:

@@ -97,21 +97,18 @@ std::vector<Candidate> largest(const Matrix& matrix, const Group* x, std::int64_
         return is_left_none != is_right_none ? is_left_none : left > right;
     };
     std::vector<Candidate> found;
+    const std::unique_ptr<float[]> products(new float[static_cast<std::size_t>(matrix.rows)]);
     const auto compute = [&](std::int64_t first, std::int64_t last) {
-        std::vector<float> products(static_cast<std::size_t>((last - first) * 16));
         spread(last - first, 4, [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t i = from; i < to; ++i) {
-                const std::int64_t tile = order[static_cast<std::size_t>(first + i)];
-                // As if the matrix began at this tile.
-                const std::int64_t bytes = groups * chosen->layout(matrix.format).tile;
-                chosen->linear(matrix.format, matrix.tiles + tile * bytes, std::min<std::int64_t>(16, matrix.rows - 16 * tile),
-                               groups, 0, 1, x, 1, products.data() + 16 * i);
+            for (std::int64_t i = first + from; i < first + to; ++i) {
+                const std::int64_t tile = order[static_cast<std::size_t>(i)];
+                chosen->linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, 1, products.get());
             }
         });
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t row = 16 * order[static_cast<std::size_t>(i)];
-            for (std::int64_t lane = 0; lane < std::min<std::int64_t>(16, matrix.rows - row); ++lane)
-                found.push_back({row + lane, products[static_cast<std::size_t>(16 * (i - first) + lane)]});
+            for (std::int64_t n = row; n < std::min(row + 16, matrix.rows); ++n)
+                found.push_back({n, products[static_cast<std::size_t>(n)]});
         }
     };
     const std::int64_t sure = std::min(std::max<std::int64_t>(k, 8), tiles);

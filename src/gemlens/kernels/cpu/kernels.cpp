@@ -14,11 +14,14 @@ namespace {
 constexpr float SMALLEST = 1e-36f;  // as in kernels/reference.py
 constexpr int TOKENS = 8;  // that share what is unpacked of a tile
 
-// Where the tiles of 16 rows begin.
+// Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
 template <class Tile, class Byte>
-Byte* place(Byte* tiles, std::int64_t number, std::int64_t blocks) {
-    return tiles + number * blocks * (Tile::TILE + Tile::REST);
-}
+struct Place {
+    Byte *tile, *rest;
+    Place(Byte* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t number)
+        : tile(tiles + number * blocks * Tile::TILE),
+          rest(tiles + ((rows + ROWS - 1) / ROWS * Tile::TILE + number * Tile::REST) * blocks) {}
+};
 
 template <class Use>
 auto with_tile(int format, Use use) {
@@ -45,20 +48,24 @@ void pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t 
           std::int64_t last, std::uint8_t* tiles) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
-        std::fill(place<Tile>(tiles, first, blocks), place<Tile>(tiles, last, blocks), std::uint8_t{0});
+        using At = Place<Tile, std::uint8_t>;
+        const At begin(tiles, rows, blocks, first), end(tiles, rows, blocks, last);
+        std::fill(begin.tile, end.tile, std::uint8_t{0});
+        std::fill(begin.rest, end.rest, std::uint8_t{0});
         for (std::int64_t row = first * ROWS; row < std::min(rows, last * ROWS); ++row) {
-            std::uint8_t* tile = place<Tile>(tiles, row / ROWS, blocks);
+            const At at(tiles, rows, blocks, row / ROWS);
             for (std::int64_t block = 0; block < blocks; ++block)
                 Tile::pack(static_cast<int>(row % ROWS), file + (row * blocks + block) * Tile::BYTES,
-                           tile + block * Tile::TILE, tile + blocks * Tile::TILE + block * Tile::REST);
+                           at.tile + block * Tile::TILE, at.rest + block * Tile::REST);
         }
     });
 }
 
-void row(int format, const std::uint8_t* tiles, std::int64_t row, std::int64_t blocks, float* weights) {
+void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
+         float* weights) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
-        const std::uint8_t *tile_at = place<Tile>(tiles, row / ROWS, blocks), *rest = tile_at + blocks * Tile::TILE;
+        auto [tile_at, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, row / ROWS);
         const int lane = static_cast<int>(row % ROWS);
         for (std::int64_t block = 0; block < blocks; ++block, tile_at += Tile::TILE, rest += Tile::REST)
             for (int group = 0; group < Tile::BLOCK / GROUP; ++group) {
@@ -101,10 +108,10 @@ void quantize(const float* numbers, std::int64_t groups, Group* quantized) {
 
 // 16 rows times COUNT tokens.
 template <class Tile, int COUNT>
-void multiply(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std::int64_t groups,
+void multiply(Place<Tile, const std::uint8_t> at, std::int64_t blocks, const Group* x, std::int64_t groups,
               Simd::Floats results[COUNT]) {
     constexpr int EACH = Tile::BLOCK / GROUP;
-    const std::uint8_t* rest = tile + blocks * Tile::TILE;
+    auto [tile, rest] = at;
     for (int t = 0; t < COUNT; ++t) results[t] = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST, x += EACH)
         for (int g = 0; g < EACH; ++g) {
@@ -136,10 +143,10 @@ void multiply(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std
 }
 
 template <class Tile, int COUNT>
-void linear_block(const std::uint8_t* tile, std::int64_t rows, std::int64_t blocks, std::int64_t number, const Group* x,
-                  float* y) {
+void linear_block(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
+                  const Group* x, float* y) {
     Simd::Floats results[COUNT];
-    multiply<Tile, COUNT>(tile, blocks, x, blocks * (Tile::BLOCK / GROUP), results);
+    multiply<Tile, COUNT>(at, blocks, x, blocks * (Tile::BLOCK / GROUP), results);
     const std::int64_t from = number * ROWS, width = std::min<std::int64_t>(ROWS, rows - from);
     for (int t = 0; t < COUNT; ++t) {
         float* place = y + t * rows + from;
@@ -159,16 +166,16 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
         using Tile = decltype(tile);
         const std::int64_t groups = blocks * (Tile::BLOCK / GROUP);
         for (std::int64_t number = first; number < last; ++number) {
-            const std::uint8_t* tile_at = place<Tile>(tiles, number, blocks);
+            const Place<Tile, const std::uint8_t> at(tiles, rows, blocks, number);
             std::int64_t t = 0;
             for (; t + TOKENS <= tokens; t += TOKENS)
-                linear_block<Tile, TOKENS>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, TOKENS>(at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t + 4 <= tokens; t += 4)
-                linear_block<Tile, 4>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 4>(at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t + 2 <= tokens; t += 2)
-                linear_block<Tile, 2>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 2>(at, rows, blocks, number, x + t * groups, y + t * rows);
             for (; t < tokens; ++t)
-                linear_block<Tile, 1>(tile_at, rows, blocks, number, x + t * groups, y + t * rows);
+                linear_block<Tile, 1>(at, rows, blocks, number, x + t * groups, y + t * rows);
         }
     });
 }
@@ -179,7 +186,7 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
             const float* sizes, float* most) {
     for (std::int64_t number = first; number < last; ++number) {
-        const std::uint8_t* tile = place<TileQ8_0>(tiles, number, blocks);
+        const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
         auto sums = Simd::zero();
         for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE) {
             const Group& group = x[block];

@@ -14,7 +14,7 @@ struct Group {
 };
 
 struct Layout {
-    int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them in a tile
+    int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them
 };
 
 // Some of the keys that the queries of one group of heads see, and what is made of them.
@@ -35,7 +35,8 @@ struct Kernels {
     void (*pack)(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
                  std::int64_t last, std::uint8_t* tiles);
     // row `row` of tiles -> weights [blocks * block]
-    void (*row)(int format, const std::uint8_t* tiles, std::int64_t row, std::int64_t blocks, float* weights);
+    void (*row)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
+                float* weights);
     void (*quantize)(const float* numbers, std::int64_t groups, Group* quantized);
     // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,

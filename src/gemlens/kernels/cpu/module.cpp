@@ -29,12 +29,12 @@ void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t block
     });
 }
 
-void rows(int format, std::uintptr_t tiles, std::uintptr_t numbers, std::int64_t count, std::int64_t blocks,
-          std::uintptr_t weights) {
+void rows(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t numbers,
+          std::int64_t count, std::uintptr_t weights) {
     const std::int64_t width = blocks * layout(format).block;
     for (std::int64_t i = 0; i < count; ++i)
-        kernels().row(format, at<std::uint8_t>(tiles), at<std::int64_t>(numbers)[i], blocks,
-                    at<float>(weights) + i * width);
+        kernels().row(format, at<std::uint8_t>(tiles), rows, blocks, at<std::int64_t>(numbers)[i],
+                      at<float>(weights) + i * width);
 }
 
 void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
