@@ -93,7 +93,7 @@ def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:
 
 
 def test_what_cannot_be_kept_is_a_sentence(tiny: ModuleType, file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="quantize is 'q3', but it must be 'stored'"):
+    with pytest.raises(InputError, match="quantize is 'q3', but it must be 'stored', 'q8' or 'q4'"):
         load(file, quantize="q3")
     with pytest.raises(InputError, match="pass one of them"):
         load(file, quantize="stored", quantization_config=gemlens.TorchAoConfig("int8_weight_only"))
@@ -103,3 +103,20 @@ def test_what_cannot_be_kept_is_a_sentence(tiny: ModuleType, file: Path, tmp_pat
     tiny.fresh("gemma3").save_pretrained(folder)
     with pytest.raises(InputError, match="keeps the blocks of a GGUF file"):
         gemlens.Gemma3ForCausalLM.from_pretrained(folder, quantize="stored")
+
+
+@pytest.mark.parametrize(("quantize", "most"), [("q8", 0.02), ("q4", 0.3)])
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3", "paligemma", "gemma3-pictures"])
+def test_any_checkpoint_is_rounded_while_it_is_loaded(
+    tiny: ModuleType, tmp_path: Path, family: str, quantize: str, most: float
+) -> None:
+    model = tiny.fresh(family, hidden_size=64, intermediate_size=96).eval()
+    model.save_pretrained(tmp_path)
+    rounded, prompt = type(model).from_pretrained(tmp_path, quantize=quantize), tiny.prompt(family)
+    layers = [module for module in rounded.text_model().layers.modules() if isinstance(module, BlockLinear)]
+    assert {layer.format.name for layer in layers} == {"q8": {"Q8_0"}, "q4": {"Q4_0"}}[quantize]
+    assert isinstance(rounded.text_model().embed_tokens, BlockEmbedding)
+    assert rounded.lm_head.weight is rounded.text_model().embed_tokens.weight
+    with torch.no_grad():
+        said, wanted = rounded(**prompt).logits, model(**prompt).logits
+    assert 0 < (said - wanted).norm() / wanted.norm() < most

@@ -106,3 +106,24 @@ def test_blocks_may_start_at_an_odd_byte(block_format: Format) -> None:
 def test_bytes_that_do_not_fit_are_a_sentence(data: torch.Tensor, shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         reference.dequantize(data, formats.Q4_0, shape)
+
+
+@pytest.mark.parametrize("block_format", [formats.Q4_0, formats.Q8_0], ids=lambda block_format: block_format.name)
+def test_blocks_are_those_that_the_gguf_package_makes(block_format: Format) -> None:
+    """Of usual weights, halves between two steps, zeros, and numbers of very different sizes."""
+    chance = np.random.default_rng(0)
+    usual = chance.normal(size=(64, 96)).astype(np.float32)
+    sizes = usual * 10.0 ** chance.integers(-6, 4, (64, 1)).astype(np.float32)
+    halves = (chance.integers(-254, 255, (64, 96)) / 2).astype(np.float32)
+    halves[:, ::32] = 127
+    for weights in (usual, sizes, halves, np.zeros((2, 64), np.float32), -np.abs(usual)):
+        wanted = gguf.quants.quantize(weights, GGMLQuantizationType(block_format.type_id))
+        ours = reference.quantize(torch.from_numpy(weights), block_format)
+        assert np.array_equal(ours.numpy().reshape(-1), wanted.reshape(-1))
+
+
+def test_weights_that_cannot_be_made_blocks_are_a_sentence() -> None:
+    with pytest.raises(InputError, match="can be made Q4_0 and Q8_0, not Q6_K"):
+        reference.quantize(torch.zeros(2, 256), formats.Q6_K)
+    with pytest.raises(InputError, match="must end in a multiple of 32"):
+        reference.quantize(torch.zeros(2, 33), formats.Q8_0)

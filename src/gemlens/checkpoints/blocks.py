@@ -1,24 +1,28 @@
-"""GGUF weights as the file holds them: blocks in, leaves that compute with blocks.
+"""Weights in blocks: as a GGUF file holds them, or made while loading; leaves compute with them as they are.
 
-GGUFSource -> keep_blocks: leaves replaced, a source whose quantised weights come as bytes -> fill(convert=...)
+"stored"    a GGUF file's blocks: leaves replaced, a source whose quantised weights come as bytes -> fill(convert=...)
+"q8", "q4"  of any checkpoint: leaves replaced, weights come as numbers -> fill(convert=...) makes blocks of them
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gemlens.checkpoints.gguf_names import GGUFSource
 from gemlens.checkpoints.load import WeightSource
 from gemlens.checkpoints.names import Layout, match
 from gemlens.errors import InputError
-from gemlens.kernels.formats import Format
+from gemlens.kernels.formats import Q4_0, Q8_0, Format
+from gemlens.kernels.reference import quantize as blocks_of
 
 if TYPE_CHECKING:
     from gemlens.models.pretrained import PreTrainedModel
 
 STORED = "stored"
+ROUNDED = {"q8": (Q8_0, Q8_0), "q4": (Q4_0, Q8_0)}  # of the decoder's layers; of its embedding and head
 
 
 class BlockSource:
@@ -47,14 +51,14 @@ class BlockSource:
 
 def keep_blocks(
     model: "PreTrainedModel", weights: WeightSource, layout: Layout, quantize: str, dtype: torch.dtype
-) -> tuple[BlockSource, dict[str, Callable[[Tensor], Tensor]]]:
-    """Replaces the leaves whose weights a GGUF file holds in blocks.
+) -> tuple[WeightSource, dict[str, Callable[[Tensor], Tensor]]]:
+    """Replaces the leaves whose weights a GGUF file holds in blocks, or those of the decoder.
 
     Args:
         model: on the meta device.
         weights: the file.
         layout: of the model's names.
-        quantize: "stored".
+        quantize: "stored", "q8" or "q4".
         dtype: of activations.
 
     Returns:
@@ -65,8 +69,15 @@ def keep_blocks(
     """
     from gemlens.quantization.blocks import replace
 
+    if quantize in ROUNDED:
+        formats = _formats(model, *ROUNDED[quantize])
+        return weights, {
+            name: partial(_rounded, formats[name], keep) for name, keep in replace(model, formats, dtype).items()
+        }
     if quantize != STORED:
-        raise InputError(f"quantize is {quantize!r}, but it must be {STORED!r}, or left out for weights as numbers.")
+        raise InputError(
+            f"quantize is {quantize!r}, but it must be {STORED!r}, 'q8' or 'q4', or left out for weights as numbers."
+        )
     if not isinstance(weights, GGUFSource):
         raise InputError(f"quantize={STORED!r} keeps the blocks of a GGUF file; name one with gguf_file.")
     names = match(weights.shapes(), layout).names
@@ -76,3 +87,22 @@ def keep_blocks(
     }
     convert = replace(model, held, dtype)
     return BlockSource(weights, {names[name]: form for name, form in held.items()}), convert
+
+
+def _formats(model: "PreTrainedModel", inner: Format, outer: Format) -> dict[str, Format]:
+    """Of the weights of the decoder's linear layers, and of its embedding and head, whose width allows it."""
+    text = model.text_model()
+    layers = {id(module) for module in text.layers.modules()}
+    ends = {id(text.embed_tokens), id(getattr(model, "lm_head", None))}
+    found = {}
+    for name, module in model.named_modules():
+        width = module.in_features if isinstance(module, nn.Linear) else getattr(module, "embedding_dim", 1)
+        if width % inner.block_size == 0 and (
+            id(module) in ends or (id(module) in layers and isinstance(module, nn.Linear))
+        ):
+            found[f"{name}.weight"] = inner if id(module) in layers else outer
+    return found
+
+
+def _rounded(block_format: Format, keep: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    return keep(blocks_of(weight, block_format))

@@ -53,6 +53,32 @@ def dequantize(
     return weights.reshape(shape)
 
 
+def quantize(weights: Tensor, block_format: Format) -> Tensor:
+    """The blocks that stand for weights [..., K], uint8 [n, block_bytes], bit-equal to `gguf.quants.quantize`.
+
+    Args:
+        weights: numbers; K is a multiple of the block size.
+        block_format: Q4_0 or Q8_0.
+
+    Raises:
+        InputError: another format, or another multiple.
+    """
+    if block_format not in _QUANTIZE:
+        names = " and ".join(each.name for each in _QUANTIZE)
+        raise InputError(f"Weights can be made {names}, not {block_format.name}.")
+    if weights.dim() == 0 or weights.shape[-1] % block_format.block_size:
+        raise InputError(
+            f"The shape {tuple(weights.shape)} must end in a multiple of {block_format.block_size} to be stored as "
+            f"{block_format.name}."
+        )
+    groups = weights.reshape(-1, block_format.block_size)
+    blocks = torch.empty(len(groups), block_format.block_bytes, dtype=torch.uint8, device=weights.device)
+    step = WEIGHTS_PER_CHUNK // block_format.block_size
+    for start in range(0, len(groups), step):
+        blocks[start : start + step] = _QUANTIZE[block_format](groups[start : start + step].float())
+    return blocks
+
+
 def check_blocks(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> int:
     """How many blocks a tensor of a shape has, if these are its bytes.
 
@@ -221,3 +247,26 @@ _DEQUANTIZE: Mapping[Format, Callable[[Tensor], Tensor]] = {
     formats.Q5_K: _q5_k,
     formats.Q6_K: _q6_k,
 }
+
+
+def _to_q8_0(weights: Tensor) -> Tensor:
+    scale = weights.abs().amax(-1, keepdim=True) / 127
+    steps = weights * torch.where(scale == 0, 0, 1 / scale)
+    codes = (steps.abs() + 0.5).floor() * steps.sign()  # halves away from zero
+    return torch.cat([_bytes(scale.half()), _bytes(codes.to(torch.int8))], -1)
+
+
+def _to_q4_0(weights: Tensor) -> Tensor:
+    """The weight farthest from zero becomes -8 steps exactly, whichever its sign."""
+    farthest = weights.gather(-1, weights.abs().argmax(-1, keepdim=True))
+    scale = farthest / -8
+    steps = weights.double() * torch.where(scale == 0, 0, 1 / scale).double()
+    codes = (steps + 8.5).float().trunc().clamp(0, 15).to(torch.uint8)
+    return torch.cat([_bytes(scale.half()), codes[:, :16] | codes[:, 16:] << 4], -1)
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.contiguous().view(torch.uint8)
+
+
+_QUANTIZE: Mapping[Format, Callable[[Tensor], Tensor]] = {formats.Q4_0: _to_q4_0, formats.Q8_0: _to_q8_0}
