@@ -125,7 +125,7 @@ MAY_KNOW = {
     "models": {"errors", "spans", "caches", "models.configs"},
     "assets": set[str](),
     "checkpoints": {"errors", "kernels", "assets"},
-    "quantization": {"errors", "kernels", "models"},
+    "quantization": {"errors", "spans", "caches", "kernels", "models"},
 }
 # What they may import inside functions besides: files describe models, and these files of models open the doors.
 LEARNING = {"data", "scenes", "training", "evals"}

@@ -32,7 +32,6 @@ from gemlens.checkpoints.quantized import default_dtype, in_parts, open_rounded,
 from gemlens.checkpoints.safetensors import SafetensorsSource, file_dtype, open_weights
 from gemlens.checkpoints.save import save_weights, write_json
 from gemlens.errors import CheckpointError, InputError
-from gemlens.quantization.fused import fuse
 
 if TYPE_CHECKING:
     from gemlens.models.configs.pretrained import PretrainedConfig
@@ -113,6 +112,8 @@ def load_pretrained(
     fresh = _new_heads(model, weights, number_format, placing)
     fill(model, weights, layout, dtype=number_format, device=placing.device_of, fresh=fresh, convert=convert)
     if quantize is not None:
+        from gemlens.quantization.fused import fuse
+
         fuse(model)
     config.dtype = str(number_format).removeprefix("torch.")
     model.read_companions(origin)
