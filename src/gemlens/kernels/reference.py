@@ -2,6 +2,7 @@
 
     blocks, uint8 [n, block_bytes] -> weights, float32 [n, block_size]
     linear, rows: what kernels/tiles.py offers, on blocks as a file has them
+    attend: what kernels/attention.py offers
 
 One function per format, bit-equal to `gguf.quants.dequantize` (the fp16 scales are widened first; the order of the fp32
 operations is part of the specification). Fast kernels are tested against this file. The layouts are those of
@@ -19,6 +20,7 @@ from torch import Tensor
 from gemlens.errors import InputError
 from gemlens.kernels import formats
 from gemlens.kernels.formats import Format
+from gemlens.spans import View
 
 # Temporaries are a few times the size of one chunk, whatever the size of the tensor.
 WEIGHTS_PER_CHUNK = 2**20
@@ -95,6 +97,16 @@ def check_blocks(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> 
         needed = f"{count} blocks of {nbytes} bytes"
         raise InputError(f"{data.numel()} bytes came, but {block_format.name} of the shape {shape} is {needed}.")
     return count
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale: float, cap: float | None) -> Tensor:
+    """See gemlens.kernels.attention."""
+    grouped = query.transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # [B, K, G, S, H]
+    scores = grouped @ keys.unsqueeze(2).transpose(-1, -2) * scale  # [B, K, G, S, T]
+    scores = scores if cap is None else cap * (scores / cap).tanh()
+    if view is not None and not view.sees_all:
+        scores = scores.masked_fill(~view.mask.unsqueeze(1), -torch.inf)
+    return (scores.softmax(-1) @ values.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
 
 
 def eight_bits(x: Tensor) -> Tensor:

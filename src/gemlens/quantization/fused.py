@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
+from gemlens.kernels.attention import attend
 from gemlens.kernels.machine import machine
 from gemlens.models.attention import Scores
 from gemlens.models.decoder import DecoderLayer
@@ -21,7 +22,7 @@ from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-FEW = 16  # tokens of a row that attend natively; the products of attention with more are better made by torch
+FEW = 15  # tokens of a row, to whom all keys are not read anew as float32
 
 
 class FusedLayer(nn.Module):
@@ -64,8 +65,8 @@ class FusedLayer(nn.Module):
         keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
         if cache is not None:
             keys, values = cache.update(keys.to(dtype), values.to(dtype), attention.layer_idx)
-        if steps <= FEW and keys.dtype is torch.float32:
-            mixed = self._attend(query, keys, values, view)
+        if steps > FEW or keys.dtype is torch.float32:
+            mixed = attend(query, keys.float(), values.float(), view, attention.scale, attention.cap)
         else:
             scores = Scores(attention.scale, attention.cap)
             seen, _ = attention.attend(query.transpose(1, 2).to(dtype), keys, values, view, scores)
@@ -73,20 +74,6 @@ class FusedLayer(nn.Module):
         result = torch.empty_like(x)
         native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
         return result.to(hidden.dtype), None
-
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, view: View) -> Tensor:
-        batch, steps, _, size = query.shape
-        if keys.stride()[2:] != (size, 1) or values.stride() != keys.stride():
-            keys, values = keys.contiguous(), values.contiguous()
-        seen, views = None, 1
-        if not view.sees_all:
-            seen = view.mask.contiguous()  # [views, 1, S, T]
-            views = len(seen)
-        mixed = torch.empty_like(query)
-        self._native.attend(batch, steps, keys.shape[2], query.data_ptr(), keys.data_ptr(), values.data_ptr(),
-                            keys.stride(0), keys.stride(1), 0 if seen is None else seen.data_ptr(), views,
-                            mixed.data_ptr())  # fmt: skip
-        return mixed
 
     def _made(self) -> Any:
         """The native layer; it holds addresses of the weights, so it is made anew when these move."""
@@ -100,7 +87,7 @@ class FusedLayer(nn.Module):
                 [(each.format.type_id, each.weight.data_ptr(), each.out_features,
                   each.in_features // each.format.block_size) for each in matrices],
                 [norm.data_ptr() if norm.numel() else 0 for norm in self._norms],
-                self.heads, self.kv_heads, attention.head_dim, eps, attention.scale, attention.cap or 0.0,
+                self.heads, self.kv_heads, attention.head_dim, eps,
             )  # fmt: skip
         return self._native
 

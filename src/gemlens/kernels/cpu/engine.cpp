@@ -9,7 +9,21 @@ namespace gemlens {
 namespace {
 
 const Kernels* chosen = &portable;
+const Attention* attention = &portable_attention;
 std::unique_ptr<Pool> threads_of_all = std::make_unique<Pool>(1);
+
+constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's products together
+constexpr std::int64_t LINES = 24;  // of queries that attend together
+
+// Room for numbers that are all written before they are read.
+class Numbers {
+public:
+    explicit Numbers(std::int64_t count) : place_(new float[static_cast<std::size_t>(count)]) {}
+    float* data() const { return place_.get(); }
+
+private:
+    std::unique_ptr<float[]> place_;
+};
 
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
@@ -25,6 +39,14 @@ std::vector<const Kernels*> usable() {
     return found;
 }
 
+const Attention* attention_of(const Kernels* kernels) {
+#if defined(GEMLENS_X86)
+    if (kernels == &avx512) return __builtin_cpu_supports("avx512bf16") ? &bf16_attention : &avx512_attention;
+    if (kernels == &avx2) return &avx2_attention;
+#endif
+    return &portable_attention;
+}
+
 }  // namespace
 
 std::vector<std::string> names() {
@@ -37,6 +59,7 @@ void use(const std::string& name, int threads) {
     for (const Kernels* each : usable())
         if (name == each->name) {
             chosen = each;
+            attention = attention_of(each);
             if (threads_of_all->size() != threads) threads_of_all = std::make_unique<Pool>(threads);
             return;
         }
@@ -46,16 +69,18 @@ void use(const std::string& name, int threads) {
 const Kernels& kernels() { return *chosen; }
 Pool& pool() { return *threads_of_all; }
 
-std::vector<Group> quantized(const float* x, std::int64_t tokens, std::int64_t width) {
-    const std::int64_t groups = width / 32;
-    std::vector<Group> found(static_cast<std::size_t>(tokens * groups));
+Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
+    const std::int64_t groups = width / 32, panel = tokens < MANY ? 1 : PANEL;
+    Tokens found{tokens, std::vector<Group>(static_cast<std::size_t>((tokens + panel - 1) / panel * panel * groups))};
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        chosen->quantize(x + first * width, (last - first) * groups, found.data() + first * groups);
+        for (std::int64_t t = first; t < last; ++t)
+            chosen->quantize(x + t * width, groups, panel, found.groups.data() + t / panel * panel * groups + t % panel);
     });
     return found;
 }
 
-void multiply(std::initializer_list<Product> products, const Group* x, std::int64_t tokens) {
+void multiply(std::initializer_list<Product> products, const Tokens& x) {
+    const auto linear = x.count < MANY ? chosen->linear : chosen->linear_panels;
     std::int64_t count = 0;
     for (const Product& product : products) count += product.matrix->tile_rows();
     spread(count, 4, [&](std::int64_t first, std::int64_t last) {
@@ -65,7 +90,7 @@ void multiply(std::initializer_list<Product> products, const Group* x, std::int6
             const std::int64_t from = std::clamp<std::int64_t>(first - before, 0, own);
             const std::int64_t to = std::clamp<std::int64_t>(last - before, 0, own);
             if (from < to)
-                chosen->linear(matrix->format, matrix->tiles, matrix->rows, matrix->blocks, from, to, x, tokens, y);
+                linear(matrix->format, matrix->tiles, matrix->rows, matrix->blocks, from, to, x.groups.data(), x.count, y);
             before += own;
         }
     });
@@ -97,18 +122,18 @@ std::vector<Candidate> largest(const Matrix& matrix, const Group* x, std::int64_
         return is_left_none != is_right_none ? is_left_none : left > right;
     };
     std::vector<Candidate> found;
-    const std::unique_ptr<float[]> products(new float[static_cast<std::size_t>(matrix.rows)]);
+    const Numbers products(matrix.rows);
     const auto compute = [&](std::int64_t first, std::int64_t last) {
         spread(last - first, 4, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = first + from; i < first + to; ++i) {
                 const std::int64_t tile = order[static_cast<std::size_t>(i)];
-                chosen->linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, 1, products.get());
+                chosen->linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, 1, products.data());
             }
         });
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t row = 16 * order[static_cast<std::size_t>(i)];
             for (std::int64_t n = row; n < std::min(row + 16, matrix.rows); ++n)
-                found.push_back({n, products[static_cast<std::size_t>(n)]});
+                found.push_back({n, products.data()[n]});
         }
     };
     const std::int64_t sure = std::min(std::max<std::int64_t>(k, 8), tiles);
@@ -131,33 +156,12 @@ std::vector<Candidate> largest(const Matrix& matrix, const Group* x, std::int64_
     return found;
 }
 
-std::vector<Group> Layer::normed(std::int64_t tokens, const float* hidden, const float* weight) const {
-    const std::int64_t width = query.width();
-    std::vector<float> found(static_cast<std::size_t>(tokens * width));
-    for (std::int64_t t = 0; t < tokens; ++t)
-        chosen->norm(hidden + t * width, weight, width, eps, found.data() + t * width);
-    return quantized(found.data(), tokens, width);
-}
+namespace {
 
-void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
-                    float* values) const {
-    const auto x = normed(tokens, hidden, before_attention);
-    multiply({{&query, queries}, {&key, keys}, {&value, values}}, x.data(), tokens);
-    const auto turn = [&](float* head, const float* weight, std::int64_t token) {
-        if (weight) chosen->norm(head, weight, size, eps, head);
-        const std::int64_t place = token % by.turns * size;
-        chosen->rotate(head, by.cos + place, by.sin + place, size);
-    };
-    spread(tokens, 16, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t) {
-            for (std::int64_t n = 0; n < heads; ++n) turn(queries + (t * heads + n) * size, query_norm, t);
-            for (std::int64_t k = 0; k < kv_heads; ++k) turn(keys + (t * kv_heads + k) * size, key_norm, t);
-        }
-    });
-}
-
-void Layer::attend(const Memory& memory, const float* queries, float* mixed) const {
-    const std::int64_t each = heads / kv_heads, pieces = (memory.length + LOOK - 1) / LOOK;
+// Keys are cut into pieces, so that all threads have work with one token of one row.
+void attend_few(const Heads& at, const Memory& memory, const float* queries, float* mixed) {
+    const std::int64_t kv_heads = at.kv_heads, size = at.size, each = at.heads / kv_heads;
+    const std::int64_t pieces = (memory.length + LOOK - 1) / LOOK;
     const std::int64_t groups = memory.rows * memory.steps * kv_heads;  // of heads that see the same keys
     std::vector<float> parts(static_cast<std::size_t>(groups * pieces * each * (size + 2)));
     const auto part_of = [&](std::int64_t group, std::int64_t piece) {
@@ -168,11 +172,12 @@ void Layer::attend(const Memory& memory, const float* queries, float* mixed) con
             const std::int64_t group = number / pieces, piece = number % pieces;
             const std::int64_t token = group / kv_heads, head = group % kv_heads, row = token / memory.steps;
             const std::int64_t from = piece * LOOK, place = row * memory.row + head * memory.head + from * size;
-            const std::int64_t view = row % memory.views * memory.steps + token % memory.steps;
+            const std::int64_t length = std::min(LOOK, memory.length - from);
+            bool seen[LOOK];
+            if (memory.sight) attention->see(*memory.sight, row, token % memory.steps, from, length, seen);
             float* part = part_of(group, piece);
             chosen->look({queries + group * each * size, memory.keys + place, memory.values + place,
-                          memory.seen ? memory.seen + view * memory.length + from : nullptr, each, size,
-                          std::min(LOOK, memory.length - from), scale, cap, part, part + each * size,
+                          memory.sight ? seen : nullptr, each, size, length, at.scale, at.cap, part, part + each * size,
                           part + each * (size + 1)});
         }
     });
@@ -194,32 +199,95 @@ void Layer::attend(const Memory& memory, const float* queries, float* mixed) con
         }
 }
 
-void Layer::add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const {
-    const std::int64_t width = query.width();
-    std::vector<float> scaled(static_cast<std::size_t>(width));
-    for (std::int64_t t = 0; t < tokens; ++t) {
-        const float* own = part + t * width;
-        if (weight) {
-            chosen->norm(own, weight, width, eps, scaled.data());
-            own = scaled.data();
+void attend_many(const Heads& at, const Memory& memory, const float* queries, float* mixed) {
+    const std::int64_t kv_heads = at.kv_heads, size = at.size, each = at.heads / kv_heads;
+    const std::int64_t most = std::max<std::int64_t>(1, LINES / each);
+    const std::int64_t steps = (memory.length + STEP - 1) / STEP, bytes = attention->step_bytes(size);
+    const std::int64_t pairs = memory.rows * kv_heads, parts = (memory.steps + most - 1) / most;
+    const std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[static_cast<std::size_t>(pairs * steps * bytes)]);
+    spread(pairs * steps, 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first; i < last; ++i) {
+            const std::int64_t pair = i / steps, from = i % steps * STEP;
+            const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * size;
+            attention->pack(memory.keys + place, memory.values + place, std::min(STEP, memory.length - from), size,
+                            packed.get() + i * bytes);
         }
-        for (std::int64_t i = 0; i < width; ++i) result[t * width + i] = hidden[t * width + i] + own[i];
-    }
+    });
+    // Later tokens see more: the longest parts come first, each alone, so that threads end together.
+    pool().run(static_cast<int>(pairs * parts), [&](int number) {
+        const std::int64_t part = parts - 1 - number / pairs, pair = number % pairs, row = pair / kv_heads;
+        const std::int64_t first = part * most;
+        const std::int64_t place = ((row * memory.steps + first) * at.heads + pair % kv_heads * each) * size;
+        attention->mix({queries + place, at.heads * size, std::min(most, memory.steps - first), each, size,
+                        packed.get() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap,
+                        mixed + place});
+    });
 }
 
-void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
-    const auto size_of = [&](std::int64_t width) { return static_cast<std::size_t>(tokens * width); };
-    std::vector<float> part(size_of(output.rows)), inner(size_of(gate.rows)), upper(size_of(up.rows));
-    multiply({{&output, part.data()}}, quantized(mixed, tokens, heads * size).data(), tokens);
-    add(tokens, part.data(), after_attention, hidden, result);
-    const auto x = normed(tokens, result, before_mlp);
-    multiply({{&gate, inner.data()}, {&up, upper.data()}}, x.data(), tokens);
-    spread(tokens, 4, [&](std::int64_t first, std::int64_t last) {
-        const std::int64_t from = first * gate.rows;
-        chosen->gate(inner.data() + from, upper.data() + from, (last - first) * gate.rows);
+}  // namespace
+
+void attend(const Heads& heads, const Memory& memory, const float* queries, float* mixed) {
+    (memory.steps < MANY ? attend_few : attend_many)(heads, memory, queries, mixed);
+}
+
+Tokens Layer::normed(std::int64_t tokens, const float* hidden, const float* weight) const {
+    const std::int64_t width = query.width();
+    const Numbers found(tokens * width);
+    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t)
+            chosen->norm(hidden + t * width, weight, width, eps, found.data() + t * width);
     });
-    multiply({{&down, part.data()}}, quantized(inner.data(), tokens, gate.rows).data(), tokens);
-    add(tokens, part.data(), after_mlp, result, result);
+    return quantized(found.data(), tokens, width);
+}
+
+void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
+                    float* values) const {
+    multiply({{&query, queries}, {&key, keys}, {&value, values}}, normed(tokens, hidden, before_attention));
+    const auto turn = [&](float* head, const float* weight, std::int64_t token) {
+        if (weight) chosen->norm(head, weight, size, eps, head);
+        const std::int64_t place = token % by.turns * size;
+        chosen->rotate(head, by.cos + place, by.sin + place, size);
+    };
+    spread(tokens, 16, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t) {
+            for (std::int64_t n = 0; n < heads; ++n) turn(queries + (t * heads + n) * size, query_norm, t);
+            for (std::int64_t k = 0; k < kv_heads; ++k) turn(keys + (t * kv_heads + k) * size, key_norm, t);
+        }
+    });
+}
+
+void Layer::add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const {
+    const std::int64_t width = query.width();
+    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
+        const Numbers scaled(width);
+        for (std::int64_t t = first; t < last; ++t) {
+            const float* own = part + t * width;
+            if (weight) {
+                chosen->norm(own, weight, width, eps, scaled.data());
+                own = scaled.data();
+            }
+            for (std::int64_t i = 0; i < width; ++i) result[t * width + i] = hidden[t * width + i] + own[i];
+        }
+    });
+}
+
+// A stretch of tokens after the other, so that what lies between the products stays small.
+void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
+    const std::int64_t most = std::min(tokens, STRETCH), width = query.width();
+    const Numbers part(most * width), inner(most * gate.rows), upper(most * up.rows);
+    for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
+        const std::int64_t count = std::min(STRETCH, tokens - begin);
+        float* own = result + begin * width;
+        multiply({{&output, part.data()}}, quantized(mixed + begin * heads * size, count, heads * size));
+        add(count, part.data(), after_attention, hidden + begin * width, own);
+        multiply({{&gate, inner.data()}, {&up, upper.data()}}, normed(count, own, before_mlp));
+        spread(count, 4, [&](std::int64_t first, std::int64_t last) {
+            const std::int64_t from = first * gate.rows;
+            chosen->gate(inner.data() + from, upper.data() + from, (last - first) * gate.rows);
+        });
+        multiply({{&down, part.data()}}, quantized(inner.data(), count, gate.rows));
+        add(count, part.data(), after_mlp, own, own);
+    }
 }
 
 }  // namespace gemlens

@@ -38,10 +38,17 @@ struct Product {
     float* y;  // [tokens, rows]
 };
 
-std::vector<Group> quantized(const float* x, std::int64_t tokens, std::int64_t width);
+// Tokens in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
+struct Tokens {
+    std::int64_t count;
+    std::vector<Group> groups;
+};
+constexpr std::int64_t MANY = 16;
+
+Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width);
 
 // Several matrices times the same tokens.
-void multiply(std::initializer_list<Product> products, const Group* x, std::int64_t tokens);
+void multiply(std::initializer_list<Product> products, const Tokens& x);
 
 struct Candidate {
     std::int64_t row;
@@ -57,33 +64,38 @@ struct Rotation {
     std::int64_t turns;
 };
 
-// Keys and values of some rows, [rows, K, length, size], and which of them each query sees: [views, steps, length] or
-// null; row r has view r % views.
+// Heads of queries and of keys, and how scores are made.
+struct Heads {
+    std::int64_t heads, kv_heads, size;
+    float scale, cap;  // cap 0: none
+};
+
+// Keys and values of some rows, [rows, K, length, size], and who sees whom; no sight: all see all.
 struct Memory {
     std::int64_t rows, steps, length;
     const float *keys, *values;
     std::int64_t row, head;  // from one to the next, in numbers
-    const bool* seen;
-    std::int64_t views;
+    const Sight* sight;
 };
+
+// queries [rows, steps, N, size] -> mixed, of the same shape
+void attend(const Heads& heads, const Memory& memory, const float* queries, float* mixed);
 
 // A decoder's layer. Weights of norms are 1 + what a checkpoint has; null where a version has no such norm.
 struct Layer {
     Matrix query, key, value, output, gate, up, down;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp, *query_norm, *key_norm;
     std::int64_t heads, kv_heads, size;
-    float eps, scale, cap;
+    float eps;
 
     // hidden [tokens, D] -> queries [tokens, N, size], keys and values [tokens, K, size]
     void project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                  float* values) const;
-    // queries [rows, steps, N, size] -> mixed, of the same shape
-    void attend(const Memory& memory, const float* queries, float* mixed) const;
     // mixed [tokens, N * size], hidden [tokens, D] -> the layer's result [tokens, D]
     void finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const;
 
 private:
-    std::vector<Group> normed(std::int64_t tokens, const float* hidden, const float* weight) const;
+    Tokens normed(std::int64_t tokens, const float* hidden, const float* weight) const;
     void add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const;
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "tiles.hpp"
 
@@ -12,7 +13,7 @@ inline namespace GEMLENS_ISA {
 namespace {
 
 constexpr float SMALLEST = 1e-36f;  // as in kernels/reference.py
-constexpr int TOKENS = 8;  // that share what is unpacked of a tile
+constexpr std::int64_t CACHE = 1 << 18;  // bytes of tokens that are read again for each tile
 
 // Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
 template <class Tile, class Byte>
@@ -84,9 +85,9 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
     });
 }
 
-void quantize(const float* numbers, std::int64_t groups, Group* quantized) {
+void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized) {
     for (std::int64_t g = 0; g < groups; ++g, numbers += GROUP) {
-        Group& group = quantized[g];
+        Group& group = quantized[g * stride];
         // Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
         std::uint32_t bits[GROUP], most = 0;
         std::memcpy(bits, numbers, sizeof bits);
@@ -99,56 +100,60 @@ void quantize(const float* numbers, std::int64_t groups, Group* quantized) {
         std::int32_t codes[GROUP];
         for (int i = 0; i < GROUP; ++i)
             codes[i] = is_finite ? static_cast<std::int32_t>(std::nearbyint(numbers[i] * inverse)) : 0;
-        group.sums[0] = group.sums[1] = 0;
+        group.less[0] = group.less[1] = 0;
         for (int i = 0; i < GROUP; ++i) group.codes[i] = static_cast<std::int8_t>(codes[i]);
-        for (int i = 0; i < 16; ++i) group.sums[0] += codes[i];
-        for (int i = 16; i < GROUP; ++i) group.sums[1] += codes[i];
+        for (int i = 0; i < 16; ++i) group.less[0] -= codes[i];
+        for (int i = 16; i < GROUP; ++i) group.less[1] -= codes[i];
+        group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
     }
 }
 
-// 16 rows times COUNT tokens.
-template <class Tile, int COUNT>
-void multiply(Place<Tile, const std::uint8_t> at, std::int64_t blocks, const Group* x, std::int64_t groups,
-              Simd::Floats results[COUNT]) {
-    constexpr int EACH = Tile::BLOCK / GROUP;
-    auto [tile, rest] = at;
-    for (int t = 0; t < COUNT; ++t) results[t] = Simd::zero();
-    for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST, x += EACH)
-        for (int g = 0; g < EACH; ++g) {
-            Simd::Codes codes[QUADS];
-            Tile::codes(tile, rest, g, codes);
-            const auto scale = Tile::scale(tile, g, 0);
-            for (int t = 0; t < COUNT; ++t) {
-                const Group& group = x[t * groups + g];
-                auto first = Simd::ints(-Tile::ZERO * group.sums[0]), second = Simd::ints(-Tile::ZERO * group.sums[1]);
-                for (int j = 0; j < 4; ++j) {
-                    first = Simd::template dot<Tile::WIDE>(first, codes[j], group.codes + 4 * j);
-                    second = Simd::template dot<Tile::WIDE>(second, codes[j + 4], group.codes + 4 * j + 16);
-                }
-                const auto step = Simd::all(group.scale);
-                if constexpr (Tile::SPLIT) {
-                    const auto other = Simd::multiply(Tile::scale(tile, g, 1), step);
-                    results[t] = Simd::multiply_add(Simd::multiply(scale, step), Simd::real(first), results[t]);
-                    results[t] = Simd::multiply_add(other, Simd::real(second), results[t]);
-                } else {
-                    const auto sums = Simd::real(Simd::plus(first, second));
-                    results[t] = Simd::multiply_add(Simd::multiply(scale, step), sums, results[t]);
-                }
-                if constexpr (Tile::HAS_OFFSET) {
-                    const float sum = -group.scale * static_cast<float>(group.sums[0] + group.sums[1]);
-                    results[t] = Simd::multiply_add(Tile::offset(tile, g), Simd::all(sum), results[t]);
-                }
-            }
-        }
+// What a tile says of a group: its codes, and the scale of each half and the offset of 16 rows.
+struct Weights {
+    Simd::Codes codes[QUADS];
+    Simd::Floats scales[2], offset;
+};
+
+template <class Tile>
+Weights group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) {
+    Weights found;
+    Tile::codes(tile, rest, group, found.codes);
+    found.scales[0] = Tile::scale(tile, group, 0);
+    if constexpr (Tile::SPLIT) found.scales[1] = Tile::scale(tile, group, 1);
+    if constexpr (Tile::HAS_OFFSET) found.offset = Tile::offset(tile, group);
+    return found;
 }
 
+// Adds the products of 16 rows with a group of COUNT tokens; token t's group is x[t * stride].
 template <class Tile, int COUNT>
-void linear_block(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
-                  const Group* x, float* y) {
-    Simd::Floats results[COUNT];
-    multiply<Tile, COUNT>(at, blocks, x, blocks * (Tile::BLOCK / GROUP), results);
-    const std::int64_t from = number * ROWS, width = std::min<std::int64_t>(ROWS, rows - from);
+void add_products(const Weights& weights, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
+#pragma GCC unroll 8  // or results would lie in memory
     for (int t = 0; t < COUNT; ++t) {
+        const Group& group = x[t * stride];
+        auto first = Simd::template times<Tile::ZERO>(group.less[0]);
+        auto second = Simd::template times<Tile::ZERO>(group.less[1]);
+        for (int j = 0; j < 4; ++j) {
+            first = Simd::template dot<Tile::WIDE>(first, weights.codes[j], group.codes + 4 * j);
+            second = Simd::template dot<Tile::WIDE>(second, weights.codes[j + 4], group.codes + 4 * j + 16);
+        }
+        const auto step = Simd::all(group.scale);
+        if constexpr (Tile::SPLIT) {
+            const auto other = Simd::multiply(weights.scales[1], step);
+            results[t] = Simd::multiply_add(Simd::multiply(weights.scales[0], step), Simd::real(first), results[t]);
+            results[t] = Simd::multiply_add(other, Simd::real(second), results[t]);
+        } else {
+            const auto sums = Simd::real(Simd::plus(first, second));
+            results[t] = Simd::multiply_add(Simd::multiply(weights.scales[0], step), sums, results[t]);
+        }
+        if constexpr (Tile::HAS_OFFSET)
+            results[t] = Simd::multiply_add(weights.offset, Simd::all(group.total), results[t]);
+    }
+}
+
+// Puts the products of `count` tokens with the 16 rows of a tile into y [tokens, rows].
+void put_products(const Simd::Floats* results, int count, std::int64_t number, std::int64_t rows, float* y) {
+    const std::int64_t from = number * ROWS, width = std::min<std::int64_t>(ROWS, rows - from);
+    for (int t = 0; t < count; ++t) {
         float* place = y + t * rows + from;
         if (width == ROWS) {
             Simd::store(place, results[t]);
@@ -160,6 +165,19 @@ void linear_block(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::in
     }
 }
 
+template <class Tile, int COUNT>
+void few_tokens(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
+                const Group* x, float* y) {
+    constexpr int EACH = Tile::BLOCK / GROUP;
+    const std::int64_t groups = blocks * EACH;
+    auto [tile, rest] = at;
+    Simd::Floats results[COUNT];
+    for (auto& result : results) result = Simd::zero();
+    for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
+        for (int g = 0; g < EACH; ++g, ++x) add_products<Tile, COUNT>(group_of<Tile>(tile, rest, g), x, groups, results);
+    put_products(results, COUNT, number, rows, y);
+}
+
 void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
             std::int64_t last, const Group* x, std::int64_t tokens, float* y) {
     with_tile(format, [&](auto tile) {
@@ -168,15 +186,40 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
         for (std::int64_t number = first; number < last; ++number) {
             const Place<Tile, const std::uint8_t> at(tiles, rows, blocks, number);
             std::int64_t t = 0;
-            for (; t + TOKENS <= tokens; t += TOKENS)
-                linear_block<Tile, TOKENS>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t + 4 <= tokens; t += 4)
-                linear_block<Tile, 4>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t + 2 <= tokens; t += 2)
-                linear_block<Tile, 2>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t < tokens; ++t)
-                linear_block<Tile, 1>(at, rows, blocks, number, x + t * groups, y + t * rows);
+            for (; t + 8 <= tokens; t += 8) few_tokens<Tile, 8>(at, rows, blocks, number, x + t * groups, y + t * rows);
+            for (; t + 4 <= tokens; t += 4) few_tokens<Tile, 4>(at, rows, blocks, number, x + t * groups, y + t * rows);
+            for (; t + 2 <= tokens; t += 2) few_tokens<Tile, 2>(at, rows, blocks, number, x + t * groups, y + t * rows);
+            for (; t < tokens; ++t) few_tokens<Tile, 1>(at, rows, blocks, number, x + t * groups, y + t * rows);
         }
+    });
+}
+
+// Many tokens: a tile is unpacked once for a stretch of them that stays in a core's own cache.
+void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
+                   std::int64_t last, const Group* x, std::int64_t tokens, float* y) {
+    with_tile(format, [&](auto empty) {
+        using Tile = decltype(empty);
+        constexpr int EACH = Tile::BLOCK / GROUP;
+        const std::int64_t groups = blocks * EACH, panels = (tokens + PANEL - 1) / PANEL;
+        const std::int64_t stretch = std::max<std::int64_t>(1, CACHE / (groups * PANEL * std::int64_t{sizeof(Group)}));
+        thread_local std::vector<Weights> unpacked;
+        unpacked.resize(static_cast<std::size_t>(groups));
+        for (std::int64_t begin = 0; begin < panels; begin += stretch)
+            for (std::int64_t number = first; number < last; ++number) {
+                auto [tile, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, number);
+                Weights* weights = unpacked.data();
+                for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
+                    for (int g = 0; g < EACH; ++g) *weights++ = group_of<Tile>(tile, rest, g);
+                for (std::int64_t panel = begin; panel < std::min(panels, begin + stretch); ++panel) {
+                    const Group* own = x + panel * groups * PANEL;
+                    Simd::Floats results[PANEL];
+                    for (auto& result : results) result = Simd::zero();
+                    for (std::int64_t g = 0; g < groups; ++g)
+                        add_products<Tile, PANEL>(unpacked[static_cast<std::size_t>(g)], own + g * PANEL, 1, results);
+                    const int count = static_cast<int>(std::min<std::int64_t>(PANEL, tokens - panel * PANEL));
+                    put_products(results, count, number, rows, y + panel * PANEL * rows);
+                }
+            }
     });
 }
 
@@ -198,7 +241,7 @@ void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, 
                 second_half = Simd::template dot<false>(second_half, codes[j + 4], group.codes + 4 * j + 16);
             }
             // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
-            const float rest = (7.5f - 128.0f) * static_cast<float>(group.sums[0] + group.sums[1]);
+            const float rest = (128.0f - 7.5f) * static_cast<float>(group.less[0] + group.less[1]);
             auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),
                                           Simd::all(rest));
             const auto scale = TileQ8_0::scale(tile, 0, 0);
@@ -235,21 +278,6 @@ void rotate(float* head, const float* cos, const float* sin, std::int64_t size) 
         head[i] = first * cos[i] - second * sin[i];
         head[i + half] = second * cos[i + half] + first * sin[i + half];
     }
-}
-
-// e^x to about 1e-7 of it, for numbers from -87 to 88; others count as the nearest of these.
-inline float exp_of(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
-    const float rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        sum = sum * rest + factor;
-    sum = sum * rest * rest + rest + 1.0f;
-    const std::int32_t bits = (static_cast<std::int32_t>(turns) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return sum * power;
 }
 
 void gate(float* gate, const float* up, std::int64_t size) {
@@ -289,7 +317,7 @@ void look(const Look& at) {
 
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
-const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, norm, rotate,
+const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, norm, rotate,
                             gate, look, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

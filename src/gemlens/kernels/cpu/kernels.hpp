@@ -10,7 +10,8 @@ namespace gemlens {
 struct Group {
     std::int8_t codes[32];
     float scale;
-    std::int32_t sums[2];  // of the codes of each half
+    float total;  // minus the sum of these numbers
+    std::int32_t less[2];  // minus the sum of the codes of each half
 };
 
 struct Layout {
@@ -37,10 +38,14 @@ struct Kernels {
     // row `row` of tiles -> weights [blocks * block]
     void (*row)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
                 float* weights);
-    void (*quantize)(const float* numbers, std::int64_t groups, Group* quantized);
+    // group g goes to quantized[g * stride]
+    void (*quantize)(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized);
     // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
                    std::int64_t last, const Group* x, std::int64_t tokens, float* y);
+    // the same for many tokens, whose groups come in panels: group g of token t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
+    void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
+                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t tokens, float* y);
     // x / rms(x) * weight
     void (*norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
     // the halves of a head, against each other
@@ -56,7 +61,42 @@ struct Kernels {
 };
 
 constexpr std::int64_t LOOK = 256;
+constexpr int PANEL = 8;  // tokens whose groups lie side by side where there are many
+
+// Positions, blocks and segments of tokens, as gemlens.spans has them: row r's are at + r * row. No segments: at is null.
+struct Sight {
+    struct Numbers {
+        const std::int64_t* at;
+        std::int64_t row;
+    };
+    Numbers query_position, query_block, query_segment, key_position, key_block, key_segment;
+    std::int64_t window;
+};
+
+// Some tokens of a row, and the heads that share one head of keys.
+struct Mix {
+    const float* queries;  // of head h of token t: + t * next_token + h * size
+    std::int64_t next_token, tokens, each, size;
+    const std::uint8_t* packed;  // keys and values, STEP at a time
+    std::int64_t length;
+    const Sight* sight;
+    std::int64_t row, first;  // where these tokens' numbers are
+    float scale, cap;  // cap 0: none
+    float* mixed;  // as queries
+};
+
+struct Attention {
+    // which of `count` keys a token sees; whether it sees any
+    bool (*see)(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count,
+                bool* seen);
+    std::int64_t (*step_bytes)(std::int64_t size);  // of STEP keys and their values, packed
+    void (*pack)(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::uint8_t* packed);
+    void (*mix)(const Mix& at);
+};
+
+constexpr std::int64_t STEP = 64;
 
 extern const Kernels portable, avx2, avx512;
+extern const Attention portable_attention, avx2_attention, avx512_attention, bf16_attention;
 
 }  // namespace gemlens

@@ -40,7 +40,7 @@ void rows(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bloc
 void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
             std::int64_t tokens, std::uintptr_t y) {
     const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-    multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()).data(), tokens);
+    multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()));
 }
 
 nb::tuple largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
@@ -49,7 +49,7 @@ nb::tuple largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::i
     {
         const nb::gil_scoped_release released;
         const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-        found = largest(matrix, quantized(at<float>(x), 1, matrix.width()).data(), k);
+        found = largest(matrix, quantized(at<float>(x), 1, matrix.width()).groups.data(), k);
     }
     std::vector<std::int64_t> numbers;
     std::vector<float> products;
@@ -65,8 +65,30 @@ Matrix matrix(const nb::tuple& parts) {
             nb::cast<std::int64_t>(parts[2]), nb::cast<std::int64_t>(parts[3])};
 }
 
+// `spans`: address and row of positions, blocks and segments of queries, then of keys.
+Sight sight_of(const std::vector<std::int64_t>& spans, std::int64_t window) {
+    Sight found{};
+    Sight::Numbers* places[] = {&found.query_position, &found.query_block, &found.query_segment,
+                                &found.key_position,   &found.key_block,   &found.key_segment};
+    for (std::size_t i = 0; i < spans.size() / 2; ++i)
+        *places[i] = {at<std::int64_t>(static_cast<std::uintptr_t>(spans[2 * i])), spans[2 * i + 1]};
+    found.window = window;
+    return found;
+}
+
+void attend_of(std::int64_t rows, std::int64_t steps, std::int64_t length, std::int64_t heads, std::int64_t kv_heads,
+               std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, std::int64_t row,
+               std::int64_t head, const std::vector<std::int64_t>& spans, std::int64_t window, float scale, float cap,
+               std::uintptr_t mixed) {
+    const nb::gil_scoped_release released;
+    const Sight sight = sight_of(spans, window);
+    const Sight* who = spans.empty() ? nullptr : &sight;
+    attend({heads, kv_heads, size, scale, cap}, {rows, steps, length, at<float>(keys), at<float>(values), row, head, who},
+           at<float>(query), at<float>(mixed));
+}
+
 Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, std::int64_t heads,
-            std::int64_t kv_heads, std::int64_t size, float eps, float scale, float cap) {
+            std::int64_t kv_heads, std::int64_t size, float eps) {
     Layer made{};
     Matrix* places[] = {&made.query, &made.key, &made.value, &made.output, &made.gate, &made.up, &made.down};
     for (std::size_t i = 0; i < 7; ++i) *places[i] = matrix(nb::cast<nb::tuple>(matrices[i]));
@@ -74,7 +96,7 @@ Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, 
                                &made.after_mlp, &made.query_norm, &made.key_norm};
     for (std::size_t i = 0; i < 6; ++i) *weights[i] = at<float>(norms[i]);
     made.heads = heads, made.kv_heads = kv_heads, made.size = size;
-    made.eps = eps, made.scale = scale, made.cap = cap;
+    made.eps = eps;
     return made;
 }
 
@@ -94,6 +116,7 @@ NB_MODULE(_cpu, module) {
     module.def("rows", rows, free);
     module.def("linear", linear, free);
     module.def("largest", largest_of);
+    module.def("attend", attend_of);
     module.def("layer", layer);
     nb::class_<Layer>(module, "Layer")
         .def(
@@ -102,15 +125,6 @@ NB_MODULE(_cpu, module) {
                std::int64_t turns, std::uintptr_t query, std::uintptr_t key, std::uintptr_t value) {
                 layer.project(tokens, at<float>(hidden), {at<float>(cos), at<float>(sin), turns}, at<float>(query),
                               at<float>(key), at<float>(value));
-            },
-            free)
-        .def(
-            "attend",
-            [](const Layer& layer, std::int64_t rows, std::int64_t steps, std::int64_t length, std::uintptr_t query,
-               std::uintptr_t keys, std::uintptr_t values, std::int64_t row, std::int64_t head, std::uintptr_t seen,
-               std::int64_t views, std::uintptr_t mixed) {
-                layer.attend({rows, steps, length, at<float>(keys), at<float>(values), row, head, at<bool>(seen), views},
-                             at<float>(query), at<float>(mixed));
             },
             free)
         .def(

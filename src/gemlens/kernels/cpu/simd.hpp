@@ -4,6 +4,7 @@
 // numbers of a token, so that one `Ints` holds the sums of 16 rows.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,23 @@ inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
 constexpr int ROWS = 16;   // of a tile
 constexpr int GROUP = 32;  // weights of a row that share a scale
 constexpr int QUADS = GROUP / 4;
+
+constexpr int log2_of(int power) { return power > 1 ? 1 + log2_of(power / 2) : 0; }
+
+// e^x to about 1e-7 of it, for numbers from -87 to 88; others count as the nearest of these.
+inline float exp_of(float x) {
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+    const float rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = sum * rest + factor;
+    sum = sum * rest * rest + rest + 1.0f;
+    const std::int32_t bits = (static_cast<std::int32_t>(turns) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return sum * power;
+}
 
 inline float from_half(std::uint16_t bits) {
     const std::uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, fraction = bits & 1023;
@@ -54,6 +72,10 @@ struct Simd {
     static Codes above(Codes high, Codes low) { return _mm512_or_si512(_mm512_slli_epi16(high, 4), low); }
     static constexpr int WIDE_ZERO = 128;  // what `dot` leaves in codes of eight bits
     static Ints ints(std::int32_t number) { return _mm512_set1_epi32(number); }
+    template <int FACTOR>
+    static Ints times(std::int32_t number) {
+        return FACTOR ? _mm512_slli_epi32(ints(number), log2_of(FACTOR)) : ints(0);
+    }
     template <bool WIDE>
     static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
         std::int32_t numbers;
@@ -61,6 +83,8 @@ struct Simd {
         return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(numbers));
     }
     static Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+    static constexpr int LINES = 6, COLUMNS = 4;  // of sums that registers hold
+    static Floats load(const float* place) { return _mm512_loadu_ps(place); }
     static Floats zero() { return _mm512_setzero_ps(); }
     static Floats all(float value) { return _mm512_set1_ps(value); }
     static Floats real(Ints sums) { return _mm512_cvtepi32_ps(sums); }
@@ -121,6 +145,11 @@ struct Simd {
     static Ints ints(std::int32_t number) {
         return both<Ints>([&](int) { return _mm256_set1_epi32(number); });
     }
+    template <int FACTOR>
+    static Ints times(std::int32_t number) {
+        if (FACTOR == 0) return ints(0);
+        return both<Ints>([&](int) { return _mm256_slli_epi32(_mm256_set1_epi32(number), log2_of(FACTOR)); });
+    }
     template <bool WIDE>
     static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
         std::int32_t numbers;
@@ -142,6 +171,10 @@ struct Simd {
     }
     static Ints plus(Ints a, Ints b) {
         return both<Ints>([&](int i) { return _mm256_add_epi32(a.part[i], b.part[i]); });
+    }
+    static constexpr int LINES = 3, COLUMNS = 2;
+    static Floats load(const float* place) {
+        return both<Floats>([&](int i) { return _mm256_loadu_ps(place + 8 * i); });
     }
     static Floats zero() { return all(0.0f); }
     static Floats all(float value) { return both<Floats>([&](int) { return _mm256_set1_ps(value); }); }
@@ -213,6 +246,8 @@ struct Simd {
         for (auto& each : sums.at) each = number;
         return sums;
     }
+    template <int FACTOR>
+    static Ints times(std::int32_t number) { return ints(FACTOR * number); }
     template <bool WIDE>
     static Ints dot(Ints sums, Codes codes, const std::int8_t* four) {
         for (int row = 0; row < ROWS; ++row)
@@ -222,6 +257,12 @@ struct Simd {
     static Ints plus(Ints a, Ints b) {
         for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
         return a;
+    }
+    static constexpr int LINES = 2, COLUMNS = 1;
+    static Floats load(const float* place) {
+        Floats values;
+        std::memcpy(values.at, place, sizeof values.at);
+        return values;
     }
     static Floats zero() { return Floats{}; }
     static Floats all(float value) {

@@ -1,0 +1,212 @@
+// Attention of many tokens, compiled once for each instruction set: who sees whom, and the sum of what is seen.
+//
+//     keys, values -> packed, 64 bytes at a time -> scores of a few queries with 64 keys -> weights -> values times weights
+//
+// Queries of one block are of tokens that follow each other and of heads that share their keys: these are the lines. With
+// pairs of bfloat16, 64 bytes are 16 times two numbers, else 16 numbers; sums and weights are in float32.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.hpp"
+#include "simd.hpp"
+
+namespace gemlens {
+inline namespace GEMLENS_ISA {
+namespace {
+
+constexpr std::int64_t TILE = 64;  // bytes
+constexpr float NOT_SEEN = -std::numeric_limits<float>::infinity();
+
+#if defined(GEMLENS_BF16)
+constexpr int DEPTH = 2;
+using Number = std::uint16_t;
+Number number(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (value != value) return static_cast<Number>(bits >> 16 | 64);
+    return static_cast<Number>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
+    std::int32_t pair;
+    std::memcpy(&pair, x, sizeof pair);
+    const __m512i pairs = _mm512_loadu_si512(tile), same = _mm512_set1_epi32(pair);
+    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(same));
+}
+#else
+constexpr int DEPTH = 1;
+using Number = float;
+Number number(float value) { return value; }
+Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
+    return Simd::multiply_add(Simd::load(tile), Simd::all(*x), sums);
+}
+#endif
+constexpr int EACH = ROWS * DEPTH;  // numbers of a tile
+
+std::int64_t up_to(std::int64_t count, std::int64_t step) { return (count + step - 1) / step * step; }
+
+// Bytes of packed keys or values of STEP keys.
+std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
+std::int64_t values_bytes(std::int64_t size) { return STEP / DEPTH * (up_to(size, ROWS) / ROWS) * TILE; }
+
+void pack_step(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::uint8_t* packed) {
+    const std::int64_t depths = up_to(size, DEPTH) / DEPTH, widths = up_to(size, ROWS) / ROWS;
+    std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
+    auto* key_tiles = reinterpret_cast<Number*>(packed);
+    auto* value_tiles = reinterpret_cast<Number*>(packed + keys_bytes(size));
+    for (std::int64_t t = 0; t < length; ++t)
+        for (std::int64_t i = 0; i < size; ++i) {
+            key_tiles[(t / ROWS * depths + i / DEPTH) * EACH + t % ROWS * DEPTH + i % DEPTH] = number(keys[t * size + i]);
+            value_tiles[(t / DEPTH * widths + i / ROWS) * EACH + i % ROWS * DEPTH + t % DEPTH] =
+                number(values[t * size + i]);
+        }
+}
+
+// `lines` of x times `depths` tiles each of COLUMNS columns of tiles, added to sums [lines, stride].
+template <int COLUMNS>
+void add_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
+               std::int64_t next_depth, std::int64_t next_column, float* sums, std::int64_t stride) {
+    const auto block = [&](auto count, int first) {
+        constexpr int LINES = decltype(count)::value;
+        Simd::Floats all[LINES][COLUMNS];
+        for (int l = 0; l < LINES; ++l)
+            for (int c = 0; c < COLUMNS; ++c) all[l][c] = Simd::load(sums + (first + l) * stride + c * ROWS);
+        const Number* own = x + first * x_stride;
+        for (std::int64_t d = 0; d < depths; ++d)
+#pragma GCC unroll 8
+            for (int l = 0; l < LINES; ++l)
+#pragma GCC unroll 4
+                for (int c = 0; c < COLUMNS; ++c)
+                    all[l][c] = add(all[l][c], tiles + d * next_depth + c * next_column, own + l * x_stride + d * DEPTH);
+        for (int l = 0; l < LINES; ++l)
+            for (int c = 0; c < COLUMNS; ++c) Simd::store(sums + (first + l) * stride + c * ROWS, all[l][c]);
+    };
+    int line = 0;
+    for (; line + Simd::LINES <= lines; line += Simd::LINES) block(std::integral_constant<int, Simd::LINES>{}, line);
+    for (; line < lines; ++line) block(std::integral_constant<int, 1>{}, line);
+}
+
+void add_all_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
+                   std::int64_t next_depth, std::int64_t next_column, std::int64_t columns, float* sums,
+                   std::int64_t stride) {
+    std::int64_t c = 0;
+    for (; c + Simd::COLUMNS <= columns; c += Simd::COLUMNS)
+        add_tiles<Simd::COLUMNS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column,
+                                 sums + c * ROWS, stride);
+    for (; c < columns; ++c)
+        add_tiles<1>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column, sums + c * ROWS,
+                     stride);
+}
+
+bool see(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count, bool* seen) {
+    const auto of = [&](const Sight::Numbers& numbers) { return numbers.at + row * numbers.row; };
+    const std::int64_t position = of(sight.query_position)[token], block = of(sight.query_block)[token];
+    const std::int64_t *positions = of(sight.key_position) + from, *blocks = of(sight.key_block) + from;
+    const std::int64_t window = sight.window;
+    int any = 0;
+    for (std::int64_t j = 0; j < count; ++j) {
+        seen[j] = (blocks[j] == block) | ((blocks[j] < block) & (position - positions[j] < window));
+        any |= seen[j];
+    }
+    if (!any || !sight.query_segment.at) return any;
+    const std::int64_t segment = of(sight.query_segment)[token], *segments = of(sight.key_segment) + from;
+    any = 0;
+    for (std::int64_t j = 0; j < count; ++j) {
+        seen[j] &= segments[j] == segment;
+        any |= seen[j];
+    }
+    return any;
+}
+
+// What is known of a line while its keys come step after step.
+struct Line {
+    float most = NOT_SEEN, total = 0.0f;
+};
+
+// Scores of one line with STEP keys -> weights against the largest so far; what was summed before is scaled to it.
+// `hidden` is -inf for keys that are not seen, else 0.
+void weigh(float* scores, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
+    if (cap != 0.0f)
+        for (int j = 0; j < STEP; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
+    float most = line.most;
+#pragma omp simd reduction(max : most)
+    for (int j = 0; j < STEP; ++j) {
+        scores[j] = hidden[j] < 0.0f ? hidden[j] : scores[j];
+        most = most < scores[j] ? scores[j] : most;
+    }
+    if (most == NOT_SEEN) {
+        std::fill(weights, weights + STEP, Number{});
+        return;
+    }
+    const float before = line.most == NOT_SEEN ? 0.0f : exp_of(line.most - most);
+    if (before != 1.0f)
+#pragma omp simd
+        for (std::int64_t i = 0; i < width; ++i) mixed[i] *= before;
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int j = 0; j < STEP; ++j) {
+        scores[j] = scores[j] == NOT_SEEN ? 0.0f : exp_of(scores[j] - most);
+        total += scores[j];
+    }
+    for (int j = 0; j < STEP; ++j) weights[j] = number(scores[j]);
+    line.total = line.total * before + total;
+    line.most = most;
+}
+
+void mix(const Mix& at) {
+    const std::int64_t size = at.size, depths = up_to(size, DEPTH) / DEPTH, width = up_to(size, ROWS);
+    const std::int64_t step_bytes = keys_bytes(size) + values_bytes(size);
+    const int lines = static_cast<int>(at.tokens * at.each);
+    const auto room = [&](std::int64_t each) { return static_cast<std::size_t>(lines * each); };
+    thread_local std::vector<Number> queries, weights;
+    thread_local std::vector<float> scores, mixed;
+    queries.assign(room(depths * DEPTH), Number{});
+    weights.resize(room(STEP));
+    scores.resize(room(STEP));
+    mixed.assign(room(width), 0.0f);
+    std::vector<Line> known(static_cast<std::size_t>(lines));
+    std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
+    const auto query_of = [&](int line) { return line / at.each * at.next_token + line % at.each * size; };
+    for (int line = 0; line < lines; ++line)
+        for (std::int64_t i = 0; i < size; ++i)
+            queries[static_cast<std::size_t>(line * depths * DEPTH + i)] = number(at.scale * at.queries[query_of(line) + i]);
+    for (std::int64_t from = 0; from < at.length; from += STEP) {
+        const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
+        bool is_any = false;
+        for (std::int64_t t = 0; t < at.tokens; ++t) {
+            bool seen[STEP] = {};
+            if (at.sight)
+                is_any |= see(*at.sight, at.row, at.first + t, from, count, seen);
+            else
+                std::fill(seen, seen + count, is_any = true);
+            for (int j = 0; j < STEP; ++j) hidden[static_cast<std::size_t>(t * STEP + j)] = seen[j] ? 0.0f : NOT_SEEN;
+        }
+        if (!is_any) continue;
+        const std::uint8_t* packed = at.packed + from / STEP * step_bytes;
+        std::fill(scores.begin(), scores.end(), 0.0f);
+        add_all_tiles(queries.data(), depths * DEPTH, lines, reinterpret_cast<const Number*>(packed), depths, EACH,
+                      depths * EACH, STEP / ROWS, scores.data(), STEP);
+        for (int line = 0; line < lines; ++line)
+            weigh(scores.data() + line * STEP, hidden.data() + line / at.each * STEP, at.cap,
+                  known[static_cast<std::size_t>(line)], mixed.data() + line * width, width, weights.data() + line * STEP);
+        add_all_tiles(weights.data(), STEP, lines, reinterpret_cast<const Number*>(packed + keys_bytes(size)),
+                      STEP / DEPTH, width / ROWS * EACH, EACH, width / ROWS, mixed.data(), width);
+    }
+    for (int line = 0; line < lines; ++line) {
+        const float total = known[static_cast<std::size_t>(line)].total;
+        for (std::int64_t i = 0; i < size; ++i)
+            at.mixed[query_of(line) + i] = mixed[static_cast<std::size_t>(line * width + i)] / total;
+    }
+}
+
+std::int64_t step_bytes(std::int64_t size) { return keys_bytes(size) + values_bytes(size); }
+
+}  // namespace
+}  // namespace GEMLENS_ISA
+
+const Attention GEMLENS_ATTENTION{see, step_bytes, pack_step, mix};
+
+}  // namespace gemlens

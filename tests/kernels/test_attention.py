@@ -1,0 +1,113 @@
+"""Attention by compiled kernels, every instruction set that this processor has, against the plain specification."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemlens.errors import InputError
+from gemlens.kernels import attention, reference
+from gemlens.kernels import machine as machines
+from gemlens.kernels.machine import Machine
+from gemlens.spans import Span, View, plain_span, span_of
+
+NATIVE = machines._native()
+KERNELS = (*(NATIVE.names() if NATIVE else ()), machines.REFERENCE)
+every_kernel = pytest.mark.parametrize("kernels", KERNELS)
+ROUNDED = 2**-7  # of the largest value, what two roundings of weights and values to bfloat16 may change
+
+
+@contextmanager
+def using(kernels: str, threads: int = 2) -> Iterator[None]:
+    native = None if kernels == machines.REFERENCE else NATIVE
+    if native:
+        native.use(kernels, threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "machine", lambda: Machine(kernels, threads, native))
+        yield
+
+
+def numbers(seed: int, batch: int, steps: int, length: int, heads: tuple[int, int], size: int) -> tuple:
+    """Query, keys and values; keys and values lie in larger tensors, as a cache has them."""
+    chance = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, steps, heads[0], size, generator=chance)
+    held = torch.randn(2, batch, heads[1], length + 5, size, generator=chance)[..., 2 : length + 2, :]
+    return query, *held
+
+
+def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: int | None) -> View | None:
+    """Whom `steps` new tokens see of `length`, themselves the last of these."""
+    if kind == "all":
+        return None
+    if kind == "plain":
+        return View(plain_span(length - steps, steps, "cpu"), plain_span(0, length, "cpu"), window)
+    chance = torch.Generator().manual_seed(seed)
+    slots = torch.arange(length)
+    real = slots >= torch.randint(0, max(1, length // 2), (batch, 1), generator=chance)
+    pictures = (slots // 7 % 3 == 1) & real
+    starts = pictures & ~torch.nn.functional.pad(pictures, (1, 0))[:, :-1]
+    segment = slots.expand(batch, -1) // 40 if kind == "packed" else None
+    span = span_of(slots, real=real, pictures=pictures, picture_starts=starts, segment=segment)
+    return View(span.last(steps), Span(span.position, span.block, span.segment), window)
+
+
+@every_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["all", "plain", "pictures", "packed"]), batch=st.integers(1, 3), steps=st.integers(1, 90),
+    before=st.integers(0, 300), heads=st.sampled_from([(1, 1), (4, 1), (8, 4), (3, 3)]),
+    size=st.sampled_from([1, 8, 64, 72, 256]), window=st.sampled_from([None, 1, 20, 64, 500]),
+    cap=st.sampled_from([None, 5.0]), seed=st.integers(0, 2**32 - 1), threads=st.integers(1, 4),
+)  # fmt: skip
+def test_what_is_seen_is_what_the_specification_sees(
+    kernels: str, kind: str, batch: int, steps: int, before: int, heads: tuple[int, int], size: int,
+    window: int | None, cap: float | None, seed: int, threads: int,
+) -> None:  # fmt: skip
+    length = before + steps
+    query, keys, values = numbers(seed, batch, steps, length, heads, size)
+    view = view_of(kind, seed, batch, steps, length, window)
+    wanted = reference.attend(query.double(), keys.double(), values.double(), view, size**-0.5, cap)
+    with using(kernels, threads):
+        got = attention.attend(query, keys, values, view, size**-0.5, cap)
+    rounds = kernels == "avx512" and steps >= 16
+    assert got.shape == wanted.shape
+    assert got.dtype == torch.float32
+    assert (got - wanted).abs().max() <= (ROUNDED if rounds else 2e-6) * float(values.abs().max())
+
+
+@every_kernel
+@pytest.mark.parametrize("steps", [3, 40])
+def test_what_is_not_seen_may_be_anything(kernels: str, steps: int) -> None:
+    """Keys that nobody sees change nothing, to the last bit, however large they are."""
+    query, keys, values = numbers(0, 2, steps, 200, (4, 2), 64)
+    view = view_of("plain", 0, 2, steps, 200, 30)
+    with using(kernels):
+        said = attention.attend(query, keys, values, view, 0.1)
+        unseen = 200 - steps - 30  # of the last of these the first query sees the next
+        keys[:, :, :unseen], values[:, :, :unseen] = 1e30, 1e30
+        assert torch.equal(attention.attend(query, keys, values, view, 0.1), said)
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+@pytest.mark.parametrize("steps", [3, 40])
+def test_rows_and_tokens_do_not_depend_on_each_other(kernels: str, steps: int) -> None:
+    query, keys, values = numbers(1, 3, steps, 150, (4, 1), 64)
+    view = view_of("plain", 0, 3, steps, 150, None)
+    with using(kernels):
+        together = attention.attend(query, keys, values, view, 0.1)
+        for row in range(3):
+            alone = attention.attend(query[row : row + 1], keys[row : row + 1], values[row : row + 1], view, 0.1)
+            assert torch.equal(alone[0], together[row])
+
+
+def test_what_does_not_fit_is_a_sentence() -> None:
+    query, keys, values = numbers(0, 2, 3, 9, (4, 2), 8)
+    with pytest.raises(InputError, match=r"query is \(2, 3, 4, 8\), keys are \(2, 2, 9, 8\) and values \(2, 2, 8, 8\)"):
+        attention.attend(query, keys, values[:, :, 1:], None, 1.0)
+    with pytest.raises(InputError, match="K dividing N"):
+        attention.attend(query[:, :, :3], keys, values, None, 1.0)
+    with pytest.raises(InputError, match=r"Numbers are torch.float64, torch.float32 and torch.float32"):
+        attention.attend(query.double(), keys, values, None, 1.0)
