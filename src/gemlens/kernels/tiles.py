@@ -79,7 +79,7 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> tuple[Tensor, Tensor]:
     """Numbers of the rows whose products with one x [K] are no smaller than the k-th largest, and these products.
 
     They are those of `linear`, to the last bit, in no order. In Q8_0 about half of the bytes are read: the upper halves
-    of codes say which products can be among the largest (see `largest` in engine.cpp), and only these are computed.
+    of codes say which products can be among the largest (see `largest` in largest.cpp), and only these are computed.
 
     Raises:
         InputError: x is not [K], or k is not from 1 to N.

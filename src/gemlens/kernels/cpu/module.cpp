@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "attend.hpp"
 #include "engine.hpp"
+#include "largest.hpp"
+#include "layer.hpp"
 
 namespace nb = nanobind;
 

@@ -1,5 +1,5 @@
 // The kernels of one instruction set, compiled once for each; GEMLENS_ISA is its name.
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 #include "simd.hpp"
 
 namespace gemlens {

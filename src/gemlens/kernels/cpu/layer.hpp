@@ -1,0 +1,34 @@
+// The parts of a decoder's layer around attention.
+#pragma once
+
+#include <cstdint>
+
+#include "engine.hpp"
+
+namespace gemlens {
+
+// What tokens are rotated by: [turns, size] each; token t by number t % turns.
+struct Rotation {
+    const float *cos, *sin;
+    std::int64_t turns;
+};
+
+// A decoder's layer. Weights of norms are 1 + what a checkpoint has; null where a version has no such norm.
+struct Layer {
+    Matrix query, key, value, output, gate, up, down;
+    const float *before_attention, *after_attention, *before_mlp, *after_mlp, *query_norm, *key_norm;
+    std::int64_t heads, kv_heads, size;
+    float eps;
+
+    // hidden [tokens, D] -> queries [tokens, N, size], keys and values [tokens, K, size]
+    void project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
+                 float* values) const;
+    // mixed [tokens, N * size], hidden [tokens, D] -> the layer's result [tokens, D]
+    void finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const;
+
+private:
+    Tokens normed(std::int64_t tokens, const float* hidden, const float* weight) const;
+    void add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const;
+};
+
+}  // namespace gemlens
