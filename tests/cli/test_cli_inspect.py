@@ -14,6 +14,7 @@ from typer.testing import Result
 import gemlens as library
 from gemlens.cli.checkpoint import Checkpoint
 from gemlens.cli.facts import memory_plan, parameters_by_part, stored_tensors
+from gemlens.kernels.machine import machine
 
 Call = Callable[..., Result]
 Folder = Callable[[str], str]
@@ -145,3 +146,19 @@ def test_parameters_of_published_sizes_are_counted_without_weights() -> None:
         num_key_value_heads=1, head_dim=256,
     )  # fmt: skip
     assert sum(parameters_by_part(config).values()) == 268_098_176
+
+
+def test_it_shows_what_runs_on_this_machine(gemlens: Call) -> None:
+    here = machine()
+    told = json.loads(gemlens("inspect", "--machine", "--json").stdout)
+    assert told["kernels"] == here.kernels
+    assert told["threads"] == here.threads
+    assert told["usable"][-1] == "reference"
+    assert here.kernels in told["usable"]
+    assert here.kernels in gemlens("inspect", "--machine").stdout
+
+
+def test_without_a_model_there_is_nothing_to_inspect(gemlens: Call) -> None:
+    done = gemlens("inspect")
+    assert done.exit_code == 2
+    assert "pass --machine" in " ".join(done.output.replace("│", " ").split())

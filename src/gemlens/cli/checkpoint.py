@@ -71,8 +71,10 @@ class Checkpoint:
 
         return AutoConfig.from_pretrained(self.place, gguf_file=self.gguf_file)
 
-    def load(self, loading: Loading, quantization: "TorchAoConfig | None" = None) -> "GenerativeModel":
-        """The model with its weights, in eval mode."""
+    def load(
+        self, loading: Loading, quantization: "TorchAoConfig | None" = None, quantize: str | None = None
+    ) -> "GenerativeModel":
+        """The model with its weights, in eval mode; `quantize` as in `from_pretrained`."""
         from gemlens.models.generative import GenerativeModel
 
         device = chosen_device(loading.device)
@@ -82,19 +84,36 @@ class Checkpoint:
             dtype=dequantised_dtype(device) if self.gguf and loading.dtype == "auto" else loading.dtype,
             device_map=device,
             quantization_config=quantization,
+            quantize=quantize,
         )
         assert isinstance(model, GenerativeModel)  # all that these classes know are
         return model
 
     def load_to_answer(self, loading: Loading) -> "GenerativeModel":
-        """The same in the order of memory that answers fastest; such a model cannot be saved."""
+        """The same in the order of memory that answers fastest; such a model cannot be saved.
+
+        The blocks of a GGUF file are computed with as they are where kernels can, unless a dtype is named.
+        """
         from gemlens.quantization.packed import can_pack, pack
 
+        if loading.dtype == "auto" and chosen_device(loading.device) == "cpu" and self._has_native_blocks():
+            return self.load(Loading("float32", "cpu"), quantize="stored")
         model = self.load(loading)
         if can_pack(model):
             pack(model)
             model.set_attn_implementation("blocked")
         return model
+
+    def _has_native_blocks(self) -> bool:
+        """Whether this is the GGUF file of a text model all of whose matrices native kernels compute with."""
+        from gemlens.checkpoints.gguf import GGUFFile
+        from gemlens.kernels.machine import machine
+        from gemlens.kernels.tiles import FORMATS
+
+        if len(self.gguf) != 1 or machine().native is None:
+            return False
+        tensors = GGUFFile.open(Path(self.place, self.gguf[0])).tensors.values()
+        return {tensor.format for tensor in tensors if len(tensor.shape) == 2} <= set(FORMATS)
 
     def reader(self, config: "PretrainedConfig") -> "PaliGemmaProcessor | Gemma3Processor | GemmaTokenizerFast":
         """What reads prompts: the processor of a model with pictures, else the tokenizer."""

@@ -23,7 +23,10 @@ _USUAL_CONTEXT = 8192
 
 
 def inspect(
-    model: options.Model,
+    model: options.ModelOrNone = None,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="Show which kernels run here, and on how many threads.")
+    ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors of the files.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Plan the memory.")] = False,
     context: Annotated[
@@ -47,7 +50,14 @@ def inspect(
     gemlens inspect google/gemma-3-4b-it --memory --context 32768 --batch 4
     gemlens inspect real/gemma-3-270m-q4_k_m.gguf --tensors
     gemlens inspect real/gemma-3-270m-q4_k_m.gguf --trace "The sky is"
+    gemlens inspect --machine
     """
+    if machine:
+        print(json.dumps(_here()) if as_json else "\n".join(columns(_here_as_rows())))
+    if model is None:
+        if machine:
+            return
+        raise typer.BadParameter("Name a model to look at, or pass --machine to see what runs here.")
     checkpoint = Checkpoint.of(model)
     config = checkpoint.config()
     parts = parameters_by_part(config)
@@ -67,6 +77,36 @@ def inspect(
     if stops:
         sections.append(_stops(stops))
     print("\n\n".join("\n".join(lines) for lines in sections))
+
+
+def _here() -> dict[str, Any]:
+    """What kernels and torch run on."""
+    import torch
+
+    from gemlens.kernels.machine import REFERENCE, cores, machine
+
+    here = machine()
+    usable = [] if here.native is None else list(here.native.names())
+    return {
+        "kernels": here.kernels,
+        "usable": [*usable, REFERENCE],
+        "threads": here.threads,
+        "cores": cores(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _here_as_rows() -> list[tuple[str, str]]:
+    here = _here()
+    return [
+        ("kernels", f"{here['kernels']}; GEMLENS_KERNELS chooses of {', '.join(here['usable'])}"),
+        (
+            "threads",
+            f"{here['threads']} on {here['cores']} cores that this process may use; GEMLENS_THREADS sets it",
+        ),
+        ("torch", f"{here['torch']} on {here['torch_threads']} threads"),
+    ]
 
 
 def _trace(

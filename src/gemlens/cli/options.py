@@ -8,9 +8,9 @@ import typer
 from gemlens.cli.settings import Sampling
 from gemlens.errors import InputError
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, a hub id such as google/gemma-3-4b-it, or a GGUF file.")
-]
+_MODEL = "A folder, a hub id such as google/gemma-3-4b-it, or a GGUF file."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+ModelOrNone = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
 ModelOption = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="A folder, a hub id, or a GGUF file.")]
 Pictures = Annotated[
     list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or their URLs; - reads one from standard input.")
@@ -28,7 +28,7 @@ Images = Annotated[
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told beforehand.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Number format of the weights; auto: the checkpoint's, bfloat16 for GGUF."),
+    typer.Option(help="Number format of the weights; auto: the checkpoint's, for GGUF as it is or bfloat16."),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 ...")]
 MaxNewTokens = Annotated[

@@ -12,8 +12,9 @@ class Loading:
     """In which numbers and where a model is held.
 
     Args:
-        dtype: "auto", "float32", "bfloat16" or "float16". "auto" is the checkpoint's own; for a GGUF file, whose
-            formats are dequantised, bfloat16 where the processor can multiply it.
+        dtype: "auto", "float32", "bfloat16" or "float16". "auto" is the checkpoint's own. A GGUF file's blocks are
+            computed with as they are where native kernels can; else they become bfloat16 where the processor can
+            multiply it.
         device: "auto" for the accelerator if there is one, else what torch calls it: "cpu", "cuda:1".
     """
 

@@ -40,8 +40,8 @@ def attend(
     kv_heads, length = keys.shape[1:3]
     if keys.shape != values.shape or keys.shape[::3] != (batch, size) or not kv_heads or heads % kv_heads or not length:
         raise InputError(
-            f"query is {tuple(query.shape)}, keys are {tuple(keys.shape)} and values {tuple(values.shape)}, but they must "
-            "be [B, S, N, H] and twice [B, K, T, H], with K dividing N and T at least 1."
+            f"query is {tuple(query.shape)}, keys are {tuple(keys.shape)} and values {tuple(values.shape)}, but they "
+            "must be [B, S, N, H] and twice [B, K, T, H], with K dividing N and T at least 1."
         )
     if {query.dtype, keys.dtype, values.dtype} != {torch.float32}:
         raise InputError(f"Numbers are {query.dtype}, {keys.dtype} and {values.dtype}, but must be torch.float32.")

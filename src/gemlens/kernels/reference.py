@@ -101,7 +101,8 @@ def check_blocks(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale: float, cap: float | None) -> Tensor:
     """See gemlens.kernels.attention."""
-    grouped = query.transpose(1, 2).unflatten(1, (keys.shape[1], -1))  # [B, K, G, S, H]
+    batch, steps, _, size = query.shape
+    grouped = query.transpose(1, 2).reshape(batch, keys.shape[1], -1, steps, size)  # [B, K, G, S, H]
     scores = grouped @ keys.unsqueeze(2).transpose(-1, -2) * scale  # [B, K, G, S, T]
     scores = scores if cap is None else cap * (scores / cap).tanh()
     if view is not None and not view.sees_all:
