@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test lint types real bench eval-tiny docs clean
+.PHONY: help setup demo test lint types real sanitize bench eval-tiny docs clean
 
 help:  ## list the actions
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ types: setup  ## check types
 
 real: setup  ## bring the real model and tokenizers that tests marked real need into real/
 	$(BIN)/python tests/real/bring.py
+
+sanitize: setup  ## build the kernels with sanitizers, some minutes, and run their tests
+	$(BIN)/pip install --quiet --constraint constraints.txt cmake nanobind
+	$(BIN)/python tests/kernels/sanitize.py
 
 bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/generation.py

@@ -1,6 +1,6 @@
 """Builds the kernels with the address and undefined-behaviour sanitizers and runs their tests on that build.
 
-.venv/bin/python tests/kernels/sanitize.py
+make sanitize
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitized"
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 NAME = "gemlens.kernels._cpu"
 
 
@@ -30,7 +30,7 @@ def build() -> Path:
     subprocess.run(
         [*cmake, "-S", source, "-B", BUILD, *(f"-D{name}={value}" for name, value in settings.items())], check=True
     )
-    subprocess.run([*cmake, "--build", BUILD, "--parallel", "2"], check=True)
+    subprocess.run([*cmake, "--build", BUILD, "--parallel", str(os.cpu_count())], check=True)
     return next(BUILD.glob("_cpu*.so"))
 
 
