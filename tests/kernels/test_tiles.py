@@ -1,5 +1,6 @@
 """Compiled kernels, every instruction set that this processor has, against the plain specification."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,26 @@ def test_numbers_that_are_not_finite_or_hardly_there(kernels: str, use) -> None:
     got = tiles.linear(x, packed)
     assert got[:3].isnan().all()
     assert not got[3:].any()
+
+
+def test_a_process_that_was_forked_has_threads_of_its_own() -> None:
+    """It has none of those of its parent, for which it would wait for ever."""
+    program = """
+import os, torch
+from gemlens.kernels import tiles
+from gemlens.kernels.formats import Q8_0
+packed = tiles.pack(torch.zeros(34 * 2048, dtype=torch.uint8), Q8_0, (2048, 32))
+x = torch.ones(1, 32)
+for generation in range(3):
+    assert not tiles.linear(x, packed).any()
+    child = os.fork()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(7)
+"""
+    environment = {**os.environ, "GEMLENS_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, timeout=60)
+    assert done.returncode == 7
 
 
 @every_kernel

@@ -1,7 +1,13 @@
 #include "engine.hpp"
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 namespace gemlens {
 namespace {
@@ -9,6 +15,8 @@ namespace {
 const Kernels* chosen = &portable;
 const Attention* chosen_attention = &portable_attention;
 std::unique_ptr<Pool> threads_of_all = std::make_unique<Pool>(1);
+std::mutex remaking;
+std::atomic<bool> is_forked{false};  // a child has the pool's memory but not its threads
 
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
@@ -32,6 +40,13 @@ const Attention* attention_of(const Kernels* kernels) {
     return &portable_attention;
 }
 
+void watch_forks() {
+#if !defined(_WIN32)
+    static const int watched = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+    static_cast<void>(watched);
+#endif
+}
+
 }  // namespace
 
 std::vector<std::string> names() {
@@ -41,18 +56,30 @@ std::vector<std::string> names() {
 }
 
 void use(const std::string& name, int threads) {
+    watch_forks();
     for (const Kernels* each : usable())
         if (name == each->name) {
             chosen = each;
             chosen_attention = attention_of(each);
-            if (threads_of_all->size() != threads) threads_of_all = std::make_unique<Pool>(threads);
+            if (pool().size() != threads) threads_of_all = std::make_unique<Pool>(threads);
             return;
         }
     throw std::invalid_argument("no such kernels: " + name);
 }
 
 const Kernels& kernels() { return *chosen; }
-Pool& pool() { return *threads_of_all; }
+
+Pool& pool() {
+    if (is_forked.load(std::memory_order_acquire)) {
+        const std::lock_guard<std::mutex> lock(remaking);
+        if (is_forked) {
+            Pool* const lost = threads_of_all.release();  // without its threads it cannot end
+            threads_of_all = std::make_unique<Pool>(lost->size());
+            is_forked.store(false, std::memory_order_release);
+        }
+    }
+    return *threads_of_all;
+}
 
 const Attention& attention() { return *chosen_attention; }
 
