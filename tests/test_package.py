@@ -83,7 +83,8 @@ class TestImport:
 # -- who imports whom --------------------------------------------------------------------------------------------------
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@lru_cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """(module, whether at import time) of every import in a file; what only the type checker sees is left out."""
 
     def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
@@ -101,7 +102,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from visit(child, inside or function)
 
-    return visit(tree(path), False)
+    return tuple(visit(tree(path), False))
 
 
 def folder(module: str) -> str:
@@ -120,7 +121,7 @@ MAY_KNOW = {
     "errors": set[str](),
     "spans": {"errors"},
     "caches": {"errors", "spans"},
-    "kernels": {"errors"},
+    "kernels": {"errors", "spans"},
     "models.configs": {"errors"},
     "models": {"errors", "spans", "caches", "models.configs"},
     "assets": set[str](),

@@ -18,7 +18,7 @@ SLIDING = ("gemma2", "gemma3", "gemma3-pictures")
 
 
 @pytest.mark.parametrize("family", calls.FAMILIES)
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(data=st.data(), window=st.integers(1, 9))
 def test_calls_padding_and_windows_do_not_change_the_logits(
     tiny: ModuleType, family: str, data: st.DataObject, window: int

@@ -16,7 +16,7 @@ from gemlens.caches.cache import Cache
 
 
 @pytest.mark.parametrize("family", calls.FAMILIES)
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(data=st.data(), window=st.integers(1, 9), spare=st.integers(0, 5))
 def test_calls_padding_and_windows_do_not_change_the_logits(
     tiny: ModuleType, family: str, data: st.DataObject, window: int, spare: int
