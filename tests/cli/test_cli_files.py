@@ -1,5 +1,6 @@
 """`gemlens convert`, `quantize` and `mask`: what they write is what they read."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,38 @@ def test_a_quantized_checkpoint_opens_and_is_smaller(gemlens: Call, checkpoint: 
     with torch.inference_mode():
         assert ours(ids).logits.equal(expected(ids).logits)
     assert gemlens("run", tmp_path / "int8", "The", "--greedy", "--max-new-tokens", 3).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["q8", "q4"])
+def test_a_gguf_file_is_written_read_again_and_answers(
+    gemlens: Call, checkpoint: Folder, tmp_path: Path, kind: str
+) -> None:
+    folder, path = checkpoint("gemma3-text"), tmp_path / "small.gguf"
+    result = gemlens("quantize", folder, path, "--type", kind)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"Read again, logits differ by \d+\.\d% ", result.stderr)
+    text = "the cow on a beach, \u00fcber\n\n"
+    read, written = (
+        library.AutoTokenizer.from_pretrained(folder),
+        library.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name),
+    )
+    assert written.encode(text) == read.encode(text)
+    assert written.chat_template == read.chat_template
+    assert gemlens("run", path, "The", "--greedy", "--max-new-tokens", 3).exit_code == 0
+    again = gemlens("quantize", folder, path, "--type", kind)
+    assert again.exit_code == 1
+    assert "exists; name another file, or pass --force" in again.stderr
+    assert gemlens("quantize", path, tmp_path / "again.gguf", "--type", "q8").exit_code == 0
+
+
+def test_where_no_gguf_file_can_be_written_is_a_sentence(gemlens: Call, checkpoint: Folder, tmp_path: Path) -> None:
+    folder = checkpoint("gemma3-text")
+    assert "ends in .gguf" in gemlens("quantize", folder, tmp_path / "out", "--type", "q8").stderr
+    given = ("--type", "q8", "--group-size", 64)
+    assert "leave --group-size out" in gemlens("quantize", folder, tmp_path / "out.gguf", *given).stderr
+    result = gemlens("quantize", checkpoint("paligemma"), tmp_path / "out.gguf", "--type", "q8")
+    assert "no place for a paligemma model" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mask_is_drawn_and_saved(gemlens: Call, checkpoint: Folder, cow: str, tmp_path: Path) -> None:

@@ -7,11 +7,30 @@ equal for all sizes, and llama.cpp's loader tells some sizes by their number of 
 import math
 import reprlib
 from collections.abc import Mapping
+from typing import Any
 
-from gemlens.checkpoints.gguf import GGUFFile
-from gemlens.errors import CheckpointError
+from gemlens.checkpoints.gguf import GGUFFile, Value
+from gemlens.errors import CheckpointError, InputError
 
 CLASSES: Mapping[str, str] = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+# Keys of a text model, and the config's fields: whole numbers, and others that may be left out.
+_WHOLE = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+}
+_REAL = {
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
 # Layers of the sizes whose metadata do not say all.
 GEMMA_2_27B = 46
 GEMMA_3_4B, GEMMA_3_12B, GEMMA_3_27B = 34, 48, 62
@@ -55,6 +74,55 @@ def config_of(file: GGUFFile, mmproj: GGUFFile | None = None) -> dict[str, objec
         "image_token_index": 262144,
         "eos_token_id": text["eos_token_id"],
         "tie_word_embeddings": text["tie_word_embeddings"],
+    }
+
+
+def metadata_of(config: Mapping[str, Any]) -> dict[str, Value]:
+    """The metadata of a text model's file: the inverse of `config_of` for the config.json of one.
+
+    Raises:
+        InputError: llama.cpp has no such model.
+    """
+    kind = str(config["model_type"]).removesuffix("_text")
+    if kind not in CLASSES:
+        raise InputError(f"A GGUF file has no place for a {kind} model; there are {', '.join(CLASSES)}.")
+    numbers: dict[str, Value] = {
+        theirs: config[ours] for theirs, ours in _WHOLE.items() if ours != "sliding_window" or kind != "gemma"
+    }
+    numbers["attention.value_length"] = config["head_dim"]
+    numbers |= {theirs: float(config[ours]) for theirs, ours in _REAL.items() if config.get(ours) is not None}
+    if kind != "gemma":
+        numbers["attention.sliding_window_pattern"] = [each == "sliding_attention" for each in config["layer_types"]]
+    if scaling := config.get("rope_scaling"):
+        if scaling.get("rope_type") != "linear":
+            raise InputError(f"A GGUF file has no place for rope_scaling {dict(scaling)}; only for the type 'linear'.")
+        numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
+    return {"general.architecture": kind, **{f"{kind}.{key}": value for key, value in numbers.items()}}
+
+
+def vision_metadata_of(config: Mapping[str, Any]) -> dict[str, Value]:
+    """The metadata of the mmproj file of a Gemma 3 with pictures, whose config.json this is."""
+    vision = config["vision_config"]
+    side = math.isqrt(config["mm_tokens_per_image"])
+    numbers = {
+        "projection_dim": config["text_config"]["hidden_size"],
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embedding_length": vision["hidden_size"],
+        "feed_forward_length": vision["intermediate_size"],
+        "block_count": vision["num_hidden_layers"],
+        "attention.head_count": vision["num_attention_heads"],
+        "attention.layer_norm_epsilon": float(vision["layer_norm_eps"]),
+        "projector.scale_factor": vision["image_size"] // vision["patch_size"] // side,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    return {
+        "general.architecture": "clip",
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "gemma3",
+        "clip.use_gelu": True,
+        **{f"clip.vision.{key}": value for key, value in numbers.items()},
     }
 
 

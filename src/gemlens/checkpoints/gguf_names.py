@@ -75,6 +75,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     },
 }
 _LAYER = re.compile(r"\bblk\.([0-9]+)\.")
+_OUR_LAYER = re.compile(r"\blayers\.([0-9]+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,24 @@ def parameter_of(gguf_name: str, architecture: str, text_prefix: str = "model.")
     if architecture == "clip":
         return Parameter(ours, is_shifted=ours.endswith("mm_soft_emb_norm.weight"))
     return Parameter(text_prefix + ours, is_shifted=ours.endswith("norm.weight"))
+
+
+def gguf_name_of(name: str, architecture: str, text_prefix: str = "model.") -> tuple[str, bool] | None:
+    """The GGUF tensor for a parameter of ours, and whether it holds 1 + w; None if such a file has no place for it.
+
+    The inverse of `parameter_of`.
+    """
+    if name == "lm_head.weight" and architecture != "clip":
+        return "output.weight", False
+    layer = _OUR_LAYER.search(name)
+    template = name if layer is None else _OUR_LAYER.sub("layers.*.", name)
+    prefix = "" if architecture == "clip" else text_prefix
+    for theirs, ours in _NAMES[architecture].items():
+        if prefix + ours == template:
+            found = theirs if layer is None else theirs.replace("*", layer[1])
+            known = parameter_of(found, architecture, text_prefix)
+            return (found, known.is_shifted) if known is not None else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

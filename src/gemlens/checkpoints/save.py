@@ -48,12 +48,12 @@ def save_weights(
     """
     tensors = _without_twins(state)
     shards = _split(tensors, parse_size(max_shard_size))
-    with _replacing(Path(folder), stale=_WEIGHT_FILES) as stage:
+    with replacing(Path(folder), stale=_WEIGHT_FILES) as stage:
         for file, names in shards.items():
             chunks = _safetensors({name: tensors[name] for name in names}, metadata or {"format": "pt"})
-            _write(stage(file), chunks)
+            write_chunks(stage(file), chunks)
         if len(shards) > 1:
-            _write(stage(INDEX_FILE), [_index(tensors, shards)])
+            write_chunks(stage(INDEX_FILE), [_index(tensors, shards)])
             # Renaming follows. Without the old index, a crash between two renames leaves no checkpoint, not a mixture.
             Path(folder, INDEX_FILE).unlink(missing_ok=True)
 
@@ -69,8 +69,8 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
         text = _json(content)
     except (TypeError, ValueError) as error:
         raise InputError(f"'{path}' cannot be written as JSON ({error}); pass plain finite values.") from error
-    with _replacing(Path(path).parent) as stage:
-        _write(stage(Path(path).name), [text])
+    with replacing(Path(path).parent) as stage:
+        write_chunks(stage(Path(path).name), [text])
 
 
 def parse_size(size: int | str) -> int:
@@ -138,9 +138,14 @@ def _safetensors(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        plain = tensors[name].detach().cpu().contiguous()
-        if plain.numel():
-            yield (ctypes.c_char * plain.nbytes).from_address(plain.data_ptr())  # no copy; `plain` lives until resumed
+        yield from bytes_of(tensors[name])
+
+
+def bytes_of(tensor: Tensor) -> Iterator[ctypes.Array[ctypes.c_char]]:
+    """What `write_chunks` writes of a tensor: its bytes, not copied where they lie in order on the CPU."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.numel():
+        yield (ctypes.c_char * plain.nbytes).from_address(plain.data_ptr())  # `plain` lives until resumed
 
 
 def _index(tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> bytes:
@@ -155,7 +160,8 @@ def _json(content: object) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _write(path: Path, chunks: Iterable[bytes | ctypes.Array[ctypes.c_char]]) -> None:
+def write_chunks(path: Path, chunks: Iterable[bytes | ctypes.Array[ctypes.c_char]]) -> None:
+    """Writes a file, to the disk itself."""
     with path.open("wb") as file:
         for chunk in chunks:
             file.write(chunk)
@@ -164,7 +170,7 @@ def _write(path: Path, chunks: Iterable[bytes | ctypes.Array[ctypes.c_char]]) ->
 
 
 @contextmanager
-def _replacing(folder: Path, stale: re.Pattern[str] | None = None) -> Iterator[Callable[[str], Path]]:
+def replacing(folder: Path, stale: re.Pattern[str] | None = None) -> Iterator[Callable[[str], Path]]:
     """Yields a function from a file's name to the temporary path to write it to; all get their names at the end.
 
     If the block fails, none does. Afterwards files of the folder that fit `stale` and were not written are removed.

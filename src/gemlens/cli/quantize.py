@@ -1,21 +1,32 @@
-"""`gemlens quantize`: a checkpoint with weights rounded to integers by torchao."""
+"""`gemlens quantize`: a checkpoint with rounded weights: GGUF files by our own rounding, or a folder by torchao's."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gemlens.cli import options
 from gemlens.cli.checkpoint import Checkpoint
 from gemlens.cli.folders import check_free, folder_size
+from gemlens.cli.prompts import Reader
 from gemlens.cli.settings import Loading
 from gemlens.cli.terminal import size_text, tell, waiting
+from gemlens.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from gemlens.models.generative import GenerativeModel
+
+_GGUF = ("q8", "q4")
+_MOST = {"q8": 0.05, "q4": 0.5}  # of the logits' own size, by which rounding may change them
 
 
 def quantize(
     model: options.Model,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the quantized checkpoint is written.")],
-    kind: Annotated[Literal["int8_weight_only", "int4_weight_only"], typer.Option("--type", help="The format.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The GGUF file, or the folder, that is written.")],
+    kind: Annotated[
+        Literal["q8", "q4", "int8_weight_only", "int4_weight_only"],
+        typer.Option("--type", help="q8, q4: a GGUF file, with an mmproj file beside it for pictures."),
+    ],
     group_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Weights that share a scale; default: the format's.")
     ] = None,
@@ -23,21 +34,69 @@ def quantize(
     device: options.Device = "auto",
     force: options.Force = False,
 ) -> None:
-    """Round the linear layers' weights to integers, by torchao, and write the checkpoint.
+    """Round the weights of a checkpoint to integers and write it.
+
+    q8 and q4 write GGUF files, which gemlens and llama.cpp open, read them again and compare logits. The others write a
+    folder, by torchao.
 
     \b
-    gemlens quantize google/gemma-3-1b-it gemma-int8 --type int8_weight_only
+    gemlens quantize google/gemma-3-1b-it gemma-3-1b-q8.gguf --type q8
     gemlens quantize google/gemma-3-1b-it gemma-int4 --type int4_weight_only --group-size 64
     """
+    checkpoint = Checkpoint.of(model)
+    if kind in _GGUF:
+        _to_gguf(checkpoint, out, kind, group_size, force)
+        return
     from gemlens.quantization.config import TorchAoConfig
 
-    checkpoint = Checkpoint.of(model)
-    check_free(folder, force)
+    check_free(out, force)
     quantization = TorchAoConfig(kind, quant_type_kwargs={} if group_size is None else {"group_size": group_size})
     reader = checkpoint.reader(checkpoint.config())
     with waiting(f"Rounding the weights of {checkpoint.name}"):
         rounded = checkpoint.load(Loading(dtype, device), quantization)
-    with waiting(f"Writing {folder}"):
-        rounded.save_pretrained(folder)
-        reader.save_pretrained(folder)
-    tell(f"Wrote {size_text(folder_size(folder))} to {folder}.")
+    with waiting(f"Writing {out}"):
+        rounded.save_pretrained(out)
+        reader.save_pretrained(out)
+    tell(f"Wrote {size_text(folder_size(out))} to {out}.")
+
+
+def _to_gguf(checkpoint: Checkpoint, path: Path, kind: str, group_size: int | None, force: bool) -> None:
+    from gemlens.checkpoints.gguf_export import export_gguf
+    from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
+
+    if group_size is not None:
+        raise InputError(f"In a GGUF file 32 weights share a scale; leave --group-size out with --type {kind}.")
+    if path.suffix != ".gguf":
+        raise InputError(f"'{path}' is to be a GGUF file; give it a name that ends in .gguf.")
+    if path.exists() and not force:
+        raise InputError(f"'{path}' exists; name another file, or pass --force to replace it.")
+    config = checkpoint.config()
+    tokenizer = Reader(checkpoint.reader(config)).tokenizer
+    with waiting(f"Reading {checkpoint.name}"):
+        exact = checkpoint.load(Loading("float32" if checkpoint.gguf else "auto", "cpu"))
+    text: Any = config.get_text_config()
+    vocabulary = gguf_vocabulary(tokenizer, text.vocab_size)
+    with waiting(f"Rounding and writing {path}"):
+        written = export_gguf(exact, vocabulary, path, kind)
+    with waiting("Comparing logits"):
+        change = _change(exact, Checkpoint.of(str(path)).load(Loading("float32", "cpu")))
+    if not change <= _MOST[kind]:
+        raise CheckpointError(
+            f"Read again, the logits of '{path}' differ from those of {checkpoint.name} by {change:.1%}, but rounding "
+            f"changes them by {_MOST[kind]:.0%} at most: the file does not hold this model. Please report this."
+        )
+    size = sum(each.stat().st_size for each in written)
+    names = " and ".join(str(each) for each in written)
+    tell(f"Wrote {size_text(size)} to {names}. Read again, logits differ by {change:.1%} from those of exact weights.")
+
+
+def _change(exact: "GenerativeModel", rounded: "GenerativeModel") -> float:
+    """By how much of their own size the logits of a text differ."""
+    import torch
+
+    text: Any = exact.config.get_text_config()
+    ids = torch.randint(3, min(text.vocab_size, 200_000), (1, 64), generator=torch.Generator().manual_seed(0))
+    ids[0, 0] = text.bos_token_id
+    with torch.inference_mode():
+        wanted, said = (model(input_ids=ids).logits.float() for model in (exact, rounded))
+    return float((said - wanted).norm() / wanted.norm())
