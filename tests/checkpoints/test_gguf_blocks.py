@@ -68,6 +68,15 @@ def test_tokens_are_those_of_all_logits(tiny: ModuleType, file: Path, said: dict
     assert all(logits.isfinite().all() for logits in whole.logits)
 
 
+@pytest.mark.parametrize("guesses", [{"prompt_lookup_num_tokens": 4}, {"assistant": True}], ids=["prompt", "assistant"])
+def test_guesses_change_no_token(tiny: ModuleType, file: Path, guesses: dict[str, object]) -> None:
+    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(1, 6)}
+    plain = model.generate(**prompt, max_new_tokens=24, do_sample=False)
+    if "assistant" in guesses:
+        guesses = {"assistant_model": load(file, quantize="stored")}
+    assert torch.equal(model.generate(**prompt, max_new_tokens=24, do_sample=False, **guesses), plain)
+
+
 def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) -> None:
     """And give what the layers that they replaced give, also with a mask and several tokens at once."""
     model = load(file, quantize="stored")
@@ -120,3 +129,14 @@ def test_any_checkpoint_is_rounded_while_it_is_loaded(
     with torch.no_grad():
         said, wanted = rounded(**prompt).logits, model(**prompt).logits
     assert 0 < (said - wanted).norm() / wanted.norm() < most
+
+
+@pytest.mark.slow
+def test_a_thousand_loads_and_generations_leak_nothing(tiny: ModuleType, file: Path) -> None:
+    """Memory after 200 is memory after 1,000, but for what an allocator keeps."""
+    prompt, sizes = {"input_ids": tiny.words(1, 6)}, []
+    for number in range(1000):
+        load(file, quantize="stored").generate(**prompt, max_new_tokens=4, do_sample=False)
+        if number in (199, 999):
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    assert sizes[1] - sizes[0] < 4e6
