@@ -15,7 +15,7 @@ from torch import Tensor
 from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.gguf_config import config_of
 from gemlens.errors import CheckpointError
-from gemlens.kernels.formats import Format
+from gemlens.kernels.formats import F32, Format
 
 # A star stands for the number of the layer.
 _DECODER = {
@@ -200,7 +200,7 @@ class GGUFSource:
         return place.file.mapped_again().raw(place.gguf_name)
 
     def blocks(self, name: str) -> tuple[Tensor, Format] | None:
-        """A quantised parameter as it lies in the file, for kernels that compute on blocks; None for any other.
+        """A matrix as it lies in the file, for kernels that compute on blocks; None where all is float32 or no matrix.
 
         Returns:
             uint8 [nbytes], a view of the mapped file, and the format of the blocks.
@@ -210,7 +210,7 @@ class GGUFSource:
         """
         place = self._place(name)
         stored = place.file.tensors[place.gguf_name]
-        if place.is_shifted or not stored.format.is_quantized:
+        if place.is_shifted or stored.format is F32 or len(stored.shape) != 2:
             return None
         return place.file.raw(place.gguf_name), stored.format
 

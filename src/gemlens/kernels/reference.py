@@ -123,8 +123,9 @@ def eight_bits(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tensor:
-    """x W^T [..., N], in x's dtype: x [..., K] in eight bits, weights as they are, sums in float32."""
-    return (eight_bits(x) @ dequantize(data, block_format, shape).T).to(x.dtype)
+    """x W^T [..., N], in x's dtype: x [..., K] in eight bits where weights are, sums in float32."""
+    x_as_used = eight_bits(x) if block_format.is_quantized else x.float()
+    return (x_as_used @ dequantize(data, block_format, shape).T).to(x.dtype)
 
 
 def rows(ids: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tensor:

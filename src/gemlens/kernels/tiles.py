@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.kernels import reference
-from gemlens.kernels.formats import BY_TYPE_ID, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Format
+from gemlens.kernels.formats import BF16, BY_TYPE_ID, F16, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Format
 from gemlens.kernels.machine import machine
 
-FORMATS = (Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K)  # that kernels compute in
+FORMATS = (F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K)  # that kernels compute in
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def pack(data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tiles:
 
 def linear(x: Tensor, tiles: Tiles) -> Tensor:
     """x W^T [..., N], in x's dtype: x [..., K] in eight bits, 32 numbers to a scale; sums in float32.
+
+    With weights that are numbers, F16 and BF16, x is as it is.
 
     Raises:
         InputError: x is not [..., K].

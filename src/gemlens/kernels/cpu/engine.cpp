@@ -85,7 +85,8 @@ const Attention& attention() { return *chosen_attention; }
 
 Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
     const std::int64_t groups = width / 32, panel = tokens < MANY ? 1 : PANEL;
-    Tokens found{tokens, std::vector<Group>(static_cast<std::size_t>((tokens + panel - 1) / panel * panel * groups))};
+    const std::int64_t room = (tokens + panel - 1) / panel * panel * groups;
+    Tokens found{tokens, std::vector<Group>(static_cast<std::size_t>(room)), x, {}};
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t t = first; t < last; ++t)
             chosen->quantize(x + t * width, groups, panel, found.groups.data() + t / panel * panel * groups + t % panel);
@@ -103,8 +104,11 @@ void multiply(std::initializer_list<Product> products, const Tokens& x) {
             const std::int64_t own = matrix->tile_rows();
             const std::int64_t from = std::clamp<std::int64_t>(first - before, 0, own);
             const std::int64_t to = std::clamp<std::int64_t>(last - before, 0, own);
-            if (from < to)
-                linear(matrix->format, matrix->tiles, matrix->rows, matrix->blocks, from, to, x.groups.data(), x.count, y);
+            const auto& [format, tiles, rows, blocks] = *matrix;
+            if (from < to && matrix->has_numbers())
+                chosen->linear_numbers(format, tiles, rows, blocks, from, to, x.numbers, x.count, y);
+            else if (from < to)
+                linear(format, tiles, rows, blocks, from, to, x.groups.data(), x.count, y);
             before += own;
         }
     });

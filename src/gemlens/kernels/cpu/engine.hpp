@@ -26,11 +26,23 @@ void spread(std::int64_t count, std::int64_t least, Each each) {
     pool().run(static_cast<int>(parts), [&](int part) { each(count * part / parts, count * (part + 1) / parts); });
 }
 
+// Room for numbers that are all written before they are read.
+class Numbers {
+public:
+    Numbers() = default;
+    explicit Numbers(std::int64_t count) : place_(new float[static_cast<std::size_t>(count)]) {}
+    float* data() const { return place_.get(); }
+
+private:
+    std::unique_ptr<float[]> place_;
+};
+
 struct Matrix {
     int format;
     const std::uint8_t* tiles;
     std::int64_t rows, blocks;
 
+    bool has_numbers() const { return kernels().layout(format).block == 1; }
     std::int64_t width() const { return blocks * kernels().layout(format).block; }
     std::int64_t tile_rows() const { return (rows + 15) / 16; }
 };
@@ -40,10 +52,12 @@ struct Product {
     float* y;  // [tokens, rows]
 };
 
-// Tokens in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
+// Tokens as they are, and in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
 struct Tokens {
     std::int64_t count;
     std::vector<Group> groups;
+    const float* numbers;
+    Numbers owned;  // where nobody else has the numbers
 };
 constexpr std::int64_t MANY = 16;
 
@@ -51,15 +65,5 @@ Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width);
 
 // Several matrices times the same tokens.
 void multiply(std::initializer_list<Product> products, const Tokens& x);
-
-// Room for numbers that are all written before they are read.
-class Numbers {
-public:
-    explicit Numbers(std::int64_t count) : place_(new float[static_cast<std::size_t>(count)]) {}
-    float* data() const { return place_.get(); }
-
-private:
-    std::unique_ptr<float[]> place_;
-};
 
 }  // namespace gemlens

@@ -46,6 +46,9 @@ struct Kernels {
     // the same for many tokens, whose groups come in panels: group g of token t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
                           std::int64_t first, std::int64_t last, const Group* x, std::int64_t tokens, float* y);
+    // the same with weights that are numbers, F16 or BF16, and tokens as they are; `width` of them to a row
+    void (*linear_numbers)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width,
+                           std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y);
     // x / rms(x) * weight
     void (*norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
     // the halves of a head, against each other

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "numbers.hpp"
 #include "tiles.hpp"
 
 namespace gemlens {
@@ -37,6 +38,7 @@ auto with_tile(int format, Use use) {
 }
 
 Layout layout(int format) {
+    if (is_of_numbers(format)) return Layout{1, 2, NUMBERS};
     if (format != Q4_0 && format != Q5_0 && format != Q8_0 && format != Q4_K && format != Q5_K && format != Q6_K)
         return Layout{};
     return with_tile(format, [](auto tile) {
@@ -47,6 +49,7 @@ Layout layout(int format) {
 
 void pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
           std::int64_t last, std::uint8_t* tiles) {
+    if (is_of_numbers(format)) return pack_numbers(file, rows, blocks, first, last, tiles);
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         using At = Place<Tile, std::uint8_t>;
@@ -64,6 +67,7 @@ void pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t 
 
 void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
          float* weights) {
+    if (is_of_numbers(format)) return row_of_numbers(format, tiles, blocks, row, weights);
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         auto [tile_at, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, row / ROWS);
@@ -317,7 +321,7 @@ void look(const Look& at) {
 
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
-const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, norm, rotate,
+const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm, rotate,
                             gate, look, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

@@ -91,6 +91,11 @@ struct Simd {
     static Floats halves(const std::uint8_t* bytes) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
     }
+    static Floats brains(const std::uint8_t* bytes) {  // of bfloat16
+        const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
+    }
+    static Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
     static Floats signed_bytes(const std::uint8_t* bytes) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
     }
@@ -185,6 +190,15 @@ struct Simd {
         return both<Floats>([&](int i) {
             return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i));
         });
+    }
+    static Floats brains(const std::uint8_t* bytes) {
+        return both<Floats>([&](int i) {
+            const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i);
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+        });
+    }
+    static Floats plus(Floats a, Floats b) {
+        return both<Floats>([&](int i) { return _mm256_add_ps(a.part[i], b.part[i]); });
     }
     static Floats signed_bytes(const std::uint8_t* bytes) {
         return both<Floats>([&](int i) {
@@ -283,6 +297,20 @@ struct Simd {
             values.at[row] = from_half(bits);
         }
         return values;
+    }
+    static Floats brains(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) {
+            std::uint16_t bits;
+            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
+            const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+            std::memcpy(&values.at[row], &wide, sizeof wide);
+        }
+        return values;
+    }
+    static Floats plus(Floats a, Floats b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
+        return a;
     }
     static Floats signed_bytes(const std::uint8_t* bytes) {
         Floats values;
