@@ -12,7 +12,7 @@ help:  ## list the actions
 
 setup: .venv/ready  ## make .venv with everything for development, at the pinned versions
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt $(wildcard src/gemlens/kernels/cpu/* src/gemlens/kernels/cpu/isa/*)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gemlens needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
