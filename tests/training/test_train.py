@@ -257,7 +257,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path, monkeypatch
 
     def full(step: int, steps: int, values: object) -> None:
         if step == 4:
-            monkeypatch.setattr(save, "_write", refuse)
+            monkeypatch.setattr(save, "write_chunks", refuse)
 
     with pytest.raises(CheckpointError, match=r"No space left on device.*the same training again"):
         train(wanted, watch=full)
