@@ -9,7 +9,7 @@
 Patches go on saying what they show, or letters would be learned from the few answers that read. Prompts say where the
 things are that they name, and which is named first: each name in the middle of the decoder, and the last token, one
 layer before it answers, for the first two. Without that, "is the cat left of the dog?" was answered at chance after
-50,000 questions. B pictures, Q questions of all of them, S tokens of a row, P patches, D width.
+some 25,000 questions. B pictures, Q questions of all of them, S tokens of a row, P patches, D width.
 """
 
 import argparse
