@@ -35,11 +35,11 @@ def is_right(item: Item) -> bool:
 
 
 def kind_of_words(text: str) -> str:
-    """ "1 unseen word", "2 numbers or words"."""
+    """ "1 unseen word", "2 texts"."""
     words = text.split()
     unseen = "unseen " if any(map(is_unseen, words)) else ""
-    what = "number" if all(word.isdigit() for word in words) else "word"
-    return f"{len(words)} {unseen}{what}" + ("s or numbers" if len(words) > 1 else "")
+    what = "texts" if len(words) > 1 else "number" if text.isdigit() else "word"
+    return f"{len(words)} {unseen}{what}"
 
 
 def captions(items: Iterable[Item], source: Scenes) -> None:
