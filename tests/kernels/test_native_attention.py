@@ -1,33 +1,16 @@
 """Attention by compiled kernels, every instruction set that this processor has, against the plain specification."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
+from every_kernel import KERNELS, every_kernel, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemlens.errors import InputError
 from gemlens.kernels import attention, reference
-from gemlens.kernels import machine as machines
-from gemlens.kernels.machine import Machine
 from gemlens.spans import Span, View, plain_span, span_of
 
-NATIVE = machines._native()
-KERNELS = (*(NATIVE.names() if NATIVE else ()), machines.REFERENCE)
-every_kernel = pytest.mark.parametrize("kernels", KERNELS)
 ROUNDED = 2**-7  # of the largest value, what two roundings of weights and values to bfloat16 may change
-
-
-@contextmanager
-def using(kernels: str, threads: int = 2) -> Iterator[None]:
-    native = None if kernels == machines.REFERENCE else NATIVE
-    if native:
-        native.use(kernels, threads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "machine", lambda: Machine(kernels, threads, native))
-        yield
 
 
 def numbers(seed: int, batch: int, steps: int, length: int, heads: tuple[int, int], size: int) -> tuple:
@@ -70,7 +53,7 @@ def test_what_is_seen_is_what_the_specification_sees(
     query, keys, values = numbers(seed, batch, steps, length, heads, size)
     view = view_of(kind, seed, batch, steps, length, window)
     wanted = reference.attend(query.double(), keys.double(), values.double(), view, size**-0.5, cap)
-    with using(kernels, threads):
+    with using(attention, kernels, threads):
         got = attention.attend(query, keys, values, view, size**-0.5, cap)
     rounds = kernels == "avx512" and steps >= 16
     assert got.shape == wanted.shape
@@ -84,7 +67,7 @@ def test_what_is_not_seen_may_be_anything(kernels: str, steps: int) -> None:
     """Keys that nobody sees change nothing, to the last bit, however large they are."""
     query, keys, values = numbers(0, 2, steps, 200, (4, 2), 64)
     view = view_of("plain", 0, 2, steps, 200, 30)
-    with using(kernels):
+    with using(attention, kernels):
         said = attention.attend(query, keys, values, view, 0.1)
         unseen = 200 - steps - 30  # of the last of these the first query sees the next
         keys[:, :, :unseen], values[:, :, :unseen] = 1e30, 1e30
@@ -96,11 +79,25 @@ def test_what_is_not_seen_may_be_anything(kernels: str, steps: int) -> None:
 def test_rows_and_tokens_do_not_depend_on_each_other(kernels: str, steps: int) -> None:
     query, keys, values = numbers(1, 3, steps, 150, (4, 1), 64)
     view = view_of("plain", 0, 3, steps, 150, None)
-    with using(kernels):
+    with using(attention, kernels):
         together = attention.attend(query, keys, values, view, 0.1)
         for row in range(3):
             alone = attention.attend(query[row : row + 1], keys[row : row + 1], values[row : row + 1], view, 0.1)
             assert torch.equal(alone[0], together[row])
+
+
+@every_kernel
+@pytest.mark.parametrize("steps", [3, 40])
+def test_what_is_no_number_stays_in_its_row(kernels: str, steps: int) -> None:
+    query, keys, values = numbers(2, 2, steps, 100, (4, 1), 64)
+    view = view_of("plain", 0, 2, steps, 100, None)
+    with using(attention, kernels):
+        said = attention.attend(query, keys, values, view, 0.1)
+        query[0, 1, 2, 5] = torch.nan
+        again = attention.attend(query, keys, values, view, 0.1)
+    assert again[0, 1, 2].isnan().all()
+    again[0, 1, 2] = said[0, 1, 2]
+    assert torch.equal(again, said)
 
 
 def test_what_does_not_fit_is_a_sentence() -> None:

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from every_kernel import KERNELS, NATIVE, every_kernel, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +18,6 @@ from gemlens.kernels.formats import BY_TYPE_ID, Q2_K, Q8_0, Format
 from gemlens.kernels.machine import Machine, machine
 from gemlens.kernels.tiles import FORMATS
 
-NATIVE = machines._native()
-KERNELS = (*(NATIVE.names() if NATIVE else ()), machines.REFERENCE)
-every_kernel = pytest.mark.parametrize("kernels", KERNELS)
 every_format = pytest.mark.parametrize("block_format", FORMATS, ids=lambda block_format: block_format.name)
 HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has its scales; else in front
 
@@ -48,17 +44,6 @@ def use(monkeypatch: pytest.MonkeyPatch):
     machine.cache_clear()
 
 
-@contextmanager
-def using(kernels: str, threads: int = 2) -> Iterator[None]:
-    """As the fixture `use`, within a test of hypothesis."""
-    native = None if kernels == machines.REFERENCE else NATIVE
-    if native:
-        native.use(kernels, threads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "machine", lambda: Machine(kernels, threads, native))
-        yield
-
-
 @every_kernel
 @every_format
 @settings(max_examples=25, deadline=None)
@@ -73,7 +58,7 @@ def test_products_and_rows_are_those_of_the_specification(
     shape = (count, width * block_format.block_size)
     data = blocks(block_format, count * width, seed)
     x = largest * torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(seed))
-    with using(kernels, threads):
+    with using(tiles, kernels, threads):
         packed = tiles.pack(data, block_format, shape)
         got = tiles.linear(x, packed)
         every = tiles.rows(torch.arange(count), packed)
@@ -227,7 +212,7 @@ def test_the_largest_products_are_those_of_all(
         raw = data.view(count, -1)
         raw[1::2] = raw[1:2].clone()
     x = torch.randn(shape[1], generator=chance) * spread
-    with using(kernels):
+    with using(tiles, kernels):
         packed = tiles.pack(data, Q8_0, shape)
         products = tiles.linear(x, packed)
         numbers, values = tiles.largest(x, packed, min(k, count))

@@ -178,10 +178,8 @@ void mix(const Mix& at) {
         bool is_any = false;
         for (std::int64_t t = 0; t < at.tokens; ++t) {
             bool seen[STEP] = {};
-            if (at.sight)
-                is_any |= see(*at.sight, at.row, at.first + t, from, count, seen);
-            else
-                std::fill(seen, seen + count, is_any = true);
+            if (!at.sight) std::fill(seen, seen + count, true);
+            is_any |= !at.sight || see(*at.sight, at.row, at.first + t, from, count, seen);
             for (int j = 0; j < STEP; ++j) hidden[static_cast<std::size_t>(t * STEP + j)] = seen[j] ? 0.0f : NOT_SEEN;
         }
         if (!is_any) continue;

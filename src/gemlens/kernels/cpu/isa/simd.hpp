@@ -23,8 +23,8 @@ constexpr int QUADS = GROUP / 4;
 constexpr int log2_of(int power) { return power > 1 ? 1 + log2_of(power / 2) : 0; }
 
 // e^x to about 1e-7 of it, for numbers from -87 to 88; others count as the nearest of these.
-inline float exp_of(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
+inline float exp_of(float number) {
+    const float x = std::min(std::max(-87.0f, number), 88.0f);  // -87 where it is no number
     const float turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
     const float rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;
     float sum = 1.9875691500e-4f;
@@ -34,7 +34,7 @@ inline float exp_of(float x) {
     const std::int32_t bits = (static_cast<std::int32_t>(turns) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return sum * power;
+    return number == number ? sum * power : number;
 }
 
 inline float from_half(std::uint16_t bits) {
