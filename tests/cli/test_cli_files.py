@@ -13,6 +13,10 @@ from typer.testing import Result
 
 import gemlens as library
 from gemlens.checkpoints import save
+from gemlens.cli.checkpoint import Checkpoint
+from gemlens.cli.settings import Loading
+from gemlens.kernels.machine import machine
+from gemlens.quantization.blocks import BlockLinear
 
 Call = Callable[..., Result]
 Folder = Callable[[str], str]
@@ -140,6 +144,8 @@ def test_a_gguf_file_is_written_read_again_and_answers(
     assert written.encode(text) == read.encode(text)
     assert written.chat_template == read.chat_template
     assert gemlens("run", path, "The", "--greedy", "--max-new-tokens", 3).exit_code == 0
+    loaded = Checkpoint.of(str(path)).load_to_answer(Loading())
+    assert (type(loaded.lm_head) is BlockLinear) == (machine().native is not None)
     again = gemlens("quantize", folder, path, "--type", kind)
     assert again.exit_code == 1
     assert "exists; name another file, or pass --force" in again.stderr
@@ -150,6 +156,11 @@ def test_where_no_gguf_file_can_be_written_is_a_sentence(gemlens: Call, checkpoi
     folder = checkpoint("gemma3-text")
     assert "ends in .gguf" in gemlens("quantize", folder, tmp_path / "out", "--type", "q8").stderr
     given = ("--type", "q8", "--group-size", 64)
+    (tmp_path / "mmproj-out.gguf").write_text("mine")
+    result = gemlens("quantize", checkpoint("gemma3-pictures"), tmp_path / "out.gguf", "--type", "q8")
+    assert "mmproj-out.gguf' exists; name another file" in result.stderr
+    assert (tmp_path / "mmproj-out.gguf").read_text() == "mine"
+    (tmp_path / "mmproj-out.gguf").unlink()
     assert "leave --group-size out" in gemlens("quantize", folder, tmp_path / "out.gguf", *given).stderr
     result = gemlens("quantize", checkpoint("paligemma"), tmp_path / "out.gguf", "--type", "q8")
     assert "no place for a paligemma model" in result.stderr

@@ -67,9 +67,14 @@ def export_gguf(model: "PreTrainedModel", vocabulary: Mapping[str, Value], path:
     write_gguf(path, {**metadata, **general, **vocabulary}, entries)
     if not pictures:
         return (path,)
-    mmproj = path.with_name(f"mmproj-{path.name}")
+    mmproj = mmproj_beside(path)
     write_gguf(mmproj, {**vision_metadata_of(config), **general}, pictures)
     return path, mmproj
+
+
+def mmproj_beside(path: Path) -> Path:
+    """The file of the picture encoder that goes with a text model's."""
+    return path.with_name(f"mmproj-{path.name}")
 
 
 def _text_format(name: str, weight: Tensor, kind: str) -> Format:

@@ -1,5 +1,6 @@
 """`gemlens quantize`: a checkpoint with rounded weights: GGUF files by our own rounding, or a folder by torchao's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,7 +46,7 @@ def quantize(
     """
     checkpoint = Checkpoint.of(model)
     if kind in _GGUF:
-        _to_gguf(checkpoint, out, kind, group_size, force)
+        _to_gguf(checkpoint, out, kind, Loading(dtype, device), group_size, force)
         return
     from gemlens.quantization.config import TorchAoConfig
 
@@ -60,26 +61,30 @@ def quantize(
     tell(f"Wrote {size_text(folder_size(out))} to {out}.")
 
 
-def _to_gguf(checkpoint: Checkpoint, path: Path, kind: str, group_size: int | None, force: bool) -> None:
-    from gemlens.checkpoints.gguf_export import export_gguf
+def _to_gguf(
+    checkpoint: Checkpoint, path: Path, kind: str, loading: Loading, group_size: int | None, force: bool
+) -> None:
+    from gemlens.checkpoints.gguf_export import export_gguf, mmproj_beside
     from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
     if group_size is not None:
         raise InputError(f"In a GGUF file 32 weights share a scale; leave --group-size out with --type {kind}.")
     if path.suffix != ".gguf":
         raise InputError(f"'{path}' is to be a GGUF file; give it a name that ends in .gguf.")
-    if path.exists() and not force:
-        raise InputError(f"'{path}' exists; name another file, or pass --force to replace it.")
     config = checkpoint.config()
+    paths = [path, mmproj_beside(path)] if hasattr(config, "vision_config") else [path]
+    if (there := [str(each) for each in paths if each.exists()]) and not force:
+        raise InputError(f"'{there[0]}' exists; name another file, or pass --force to replace it.")
     tokenizer = Reader(checkpoint.reader(config)).tokenizer
     with waiting(f"Reading {checkpoint.name}"):
-        exact = checkpoint.load(Loading("float32" if checkpoint.gguf else "auto", "cpu"))
+        exact = checkpoint.load(replace(loading, dtype="float32") if _is_free(checkpoint, loading) else loading)
     text: Any = config.get_text_config()
     vocabulary = gguf_vocabulary(tokenizer, text.vocab_size)
     with waiting(f"Rounding and writing {path}"):
         written = export_gguf(exact, vocabulary, path, kind)
     with waiting("Comparing logits"):
-        change = _change(exact, Checkpoint.of(str(path)).load(Loading("float32", "cpu")))
+        again = Checkpoint(str(path.parent), tuple(each.name for each in written))
+        change = _change(exact, again.load(replace(loading, dtype="float32")))
     if not change <= _MOST[kind]:
         raise CheckpointError(
             f"Read again, the logits of '{path}' differ from those of {checkpoint.name} by {change:.1%}, but rounding "
@@ -90,6 +95,11 @@ def _to_gguf(checkpoint: Checkpoint, path: Path, kind: str, group_size: int | No
     tell(f"Wrote {size_text(size)} to {names}. Read again, logits differ by {change:.1%} from those of exact weights.")
 
 
+def _is_free(checkpoint: Checkpoint, loading: Loading) -> bool:
+    """Whether nobody chose in which numbers blocks are read, so that nothing need be lost."""
+    return bool(checkpoint.gguf) and loading.dtype == "auto"
+
+
 def _change(exact: "GenerativeModel", rounded: "GenerativeModel") -> float:
     """By how much of their own size the logits of a text differ."""
     import torch
@@ -98,5 +108,5 @@ def _change(exact: "GenerativeModel", rounded: "GenerativeModel") -> float:
     ids = torch.randint(3, min(text.vocab_size, 200_000), (1, 64), generator=torch.Generator().manual_seed(0))
     ids[0, 0] = text.bos_token_id
     with torch.inference_mode():
-        wanted, said = (model(input_ids=ids).logits.float() for model in (exact, rounded))
+        wanted, said = (model(input_ids=ids.to(model.device)).logits.float() for model in (exact, rounded))
     return float((said - wanted).norm() / wanted.norm())
