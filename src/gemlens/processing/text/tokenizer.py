@@ -3,8 +3,8 @@
     text -> backend: ids of the text alone -> rows.py: special tokens, truncation, padding -> BatchEncoding
 
 The backend is never given truncation, padding or a post-processor to act on: these are this file's, as plain lists, so
-that calls from several threads do not meet in its settings. The file is longer than most because people call all of this
-on one object: what does not need its state is in the files beside it.
+that calls from several threads do not meet in its settings. The file is longer than most because people call all of it
+on one object; what does not need that object's state is in the files beside it.
 """
 
 import os
