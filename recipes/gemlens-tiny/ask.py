@@ -39,11 +39,12 @@ from gemlens.training.settings import Settings, read_recipe, settings_of
 from gemlens.training.train import Evaluation, prepare
 
 PAGES = 0.1  # of the pictures show words only
+FULL = 0.5  # of the others show two texts or four things, at least: what is in them is got wrong most
 QUESTIONS = 4  # about a picture, at most
 TRIES = 1000  # seeds that a picture may use up
 # How often each task is asked; of a picture's first task, scenes are drawn until it can be asked of one.
 SHARES = {
-    "caption": 6, "count": 5, "presence": 1, "place": 1, "relation": 5, "detect": 3, "ocr": 9, "segment": 2,
+    "caption": 9, "count": 5, "presence": 1, "place": 1, "relation": 2, "detect": 3, "ocr": 9, "segment": 2,
 }  # fmt: skip
 SEEING = 0.1  # what the patches' loss counts beside the answers'
 NAMING = 0.1  # and what a prompt says
@@ -75,8 +76,11 @@ class Lessons:
         chance = Random(f"lessons:{index}")
         is_page = chance.random() < PAGES
         first, *others = ["ocr"] if is_page else chance.choices(list(SHARES), list(SHARES.values()), k=QUESTIONS)
+        is_full = not is_page and chance.random() < FULL
         for number in count(2**53 + index * TRIES):  # far from the seeds of other sources
             scene = (page if is_page else draw)(number)
+            if is_full and (len(scene.words) < 2 if first == "ocr" else len(scene.things) < 4):
+                continue
             if asked := self._question(first, scene, chance):
                 others_asked = (self._question(task, scene, chance) for task in others)
                 by_prompt = {each.prompt: each for each in (asked, *others_asked) if each}  # none twice

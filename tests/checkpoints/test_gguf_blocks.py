@@ -1,5 +1,6 @@
 """quantize="stored": a GGUF file's blocks are computed with as they are, and mean what they mean as numbers."""
 
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +14,9 @@ import gemlens
 from gemlens.errors import InputError
 from gemlens.kernels.machine import machine
 from gemlens.kernels.reference import eight_bits
+from gemlens.models.decoder import Layers
 from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
-from gemlens.quantization.fused import FusedLayer
+from gemlens.quantization.fused import FusedLayer, FusedLayers
 
 NUMBERS = (GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 KINDS = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0, *NUMBERS)
@@ -95,6 +97,32 @@ def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) 
         plain = model(ids, attention_mask=mask).logits
     joined = torch.cat([part.logits for part in said], 1)
     assert torch.allclose(joined[mask == 1], plain[mask == 1], atol=2e-3 * float(plain.abs().max()))
+
+
+@pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
+def test_all_layers_at_once_give_what_each_alone_gives(
+    tiny: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With padding, beyond the window, one token or several at once; in whatever the cache was begun."""
+    model = load(file, quantize="stored")
+    ids = tiny.words(3, 40)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+
+    def read() -> torch.Tensor:
+        with torch.no_grad():
+            said = model(ids[:, :6], attention_mask=mask[:, :6])
+        cache, parts = said.past_key_values, [said.logits]
+        for start, stop in pairwise([6, 7, 9, 20, *range(21, 41)]):
+            with torch.inference_mode() if start % 2 else torch.no_grad():
+                parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache).logits)
+        return torch.cat(parts, 1)
+
+    at_once = read()
+    calls = []
+    monkeypatch.setattr(FusedLayers, "forward", lambda *given: calls.append(given) or Layers.forward(*given))
+    assert torch.equal(read(), at_once)
+    assert calls
 
 
 def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:

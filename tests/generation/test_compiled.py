@@ -32,8 +32,8 @@ def graphs() -> int:
 def _traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.compile up to the compiler: all that could recompile, without the minutes that C++ takes."""
     torch.compiler.reset()
-    compiled = torch.compile(decoder._run_stack, backend="aot_eager", dynamic=False, fullgraph=True)
-    monkeypatch.setattr(decoder, "_compiled_stack", lambda: compiled)
+    compiled = torch.compile(decoder._in_order, backend="aot_eager", dynamic=False, fullgraph=True)
+    monkeypatch.setattr(decoder, "_compiled", lambda: compiled)
     yield
     torch.compiler.reset()
 

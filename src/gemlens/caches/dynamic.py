@@ -36,6 +36,11 @@ class DynamicLayer:
         return None if self._held is None else self._held[1][:, :, self._first : self._end]
 
     @property
+    def held(self) -> Tensor | None:
+        """The tensor in which `keys` lie."""
+        return None if self._held is None else self._held[0]
+
+    @property
     def is_sliding(self) -> bool:
         """Whether the layer forgets what its window no longer needs."""
         return self.window is not None
@@ -48,6 +53,23 @@ class DynamicLayer:
             if self._first > max(_LEAST_ROOM, 2 * keep):  # the memory of what is forgotten
                 self.change(Tensor.clone)
         return given
+
+    def reserve(self, count: int, keep: int | None) -> tuple[Tensor, Tensor]:
+        """Like `append`, but the last `count` slots of what is given are left to the caller to write.
+
+        Something must be held already, without gradients.
+        """
+        assert self._held is not None
+        if (
+            self._end + count > self._held[0].shape[2]
+            or self._held[0].is_inference() != torch.is_inference_mode_enabled()
+        ):
+            self._make_room(count)
+        self._end += count
+        first, end = self._first, self._end
+        if keep is not None:
+            self._first = max(first, end - keep)
+        return self._held[0][:, :, first:end], self._held[1][:, :, first:end]
 
     def change(self, how: Callable[[Tensor], Tensor]) -> None:
         """Replaces keys and values by `how` of them."""
@@ -178,6 +200,18 @@ class DynamicCache:
             self.layers.append(DynamicLayer())
         layer = self.layers[layer_idx]
         return layer.append(key_states, value_states, self._keep.get(layer.window))
+
+    def can_reserve(self, rows: int, dtype: torch.dtype) -> bool:
+        """Whether every layer holds something of so many rows in a dtype, without gradients."""
+        held = [layer.held for layer in self.layers]
+        return all(
+            each is not None and each.dtype is dtype and len(each) == rows and not each.requires_grad for each in held
+        )
+
+    def reserve(self, count: int, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Like `update` of `count` new tokens a row, but their slots, the last ones, are the caller's to write."""
+        layer = self.layers[layer_idx]
+        return layer.reserve(count, self._keep.get(layer.window))
 
     def crop(self, max_length: int) -> None:
         """Forgets all but the first `max_length` slots; a negative number forgets that many at the end.

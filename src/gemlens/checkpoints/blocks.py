@@ -82,9 +82,8 @@ def keep_blocks(
         raise InputError(f"quantize={STORED!r} keeps the blocks of a GGUF file; name one with gguf_file.")
     names = match(weights.shapes(), layout).names
     formats = {name: found[1] for name, file in names.items() if (found := weights.blocks(file)) is not None}
-    held = {
-        name: form for name, form in formats.items() if name in dict(model.named_parameters(remove_duplicate=False))
-    }
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    held = {name: form for name, form in formats.items() if name in own}
     convert = replace(model, held, dtype)
     return BlockSource(weights, {names[name]: form for name, form in held.items()}), convert
 

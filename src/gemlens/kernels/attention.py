@@ -51,8 +51,8 @@ def attend(
     query = query.contiguous()
     if keys.stride()[2:] != (size, 1) or values.stride() != keys.stride():
         keys, values = keys.contiguous(), values.contiguous()
-    spans, held = _addresses(view)
-    window = _EVER if view is None or view.window is None else view.window
+    spans, held = addresses(view)
+    window = reach(view)
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
                   keys.stride(0), keys.stride(1), spans, window, scale, cap or 0.0, mixed.data_ptr())  # fmt: skip
@@ -60,7 +60,12 @@ def attend(
     return mixed
 
 
-def _addresses(view: View | None) -> tuple[list[int], list[Tensor]]:
+def reach(view: View | None) -> int:
+    """How many tokens back a query sees, as native calls take it."""
+    return _EVER if view is None or view.window is None else view.window
+
+
+def addresses(view: View | None) -> tuple[list[int], list[Tensor]]:
     """Where positions, blocks and segments of queries and then keys are, each with the way from row to row.
 
     And the tensors that are there, to hold meanwhile.

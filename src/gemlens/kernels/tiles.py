@@ -77,11 +77,11 @@ def linear(x: Tensor, tiles: Tiles) -> Tensor:
     return result
 
 
-def largest(x: Tensor, tiles: Tiles, k: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the rows whose products with one x [K] are no smaller than the k-th largest, and these products.
+def largest(x: Tensor, tiles: Tiles, k: int) -> Tensor:
+    """The products of one x [K] with all rows, float32 [N]; those that are smaller than the k-th largest are -inf.
 
-    They are those of `linear`, to the last bit, in no order. In Q8_0 about half of the bytes are read: the upper halves
-    of codes say which products can be among the largest (see `largest` in largest.cpp), and only these are computed.
+    Others are those of `linear`, to the last bit. In Q8_0 about half of the bytes are read: the upper halves of codes
+    say which products can be among the largest (see `largest` in largest.cpp), and only these are computed.
 
     Raises:
         InputError: x is not [K], or k is not from 1 to N.
@@ -93,12 +93,11 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> tuple[Tensor, Tensor]:
     native = machine().native
     if native is None or tiles.format is not Q8_0 or not bool(x.isfinite().all()):
         products = linear(x.float(), tiles)
-        least = products.topk(k).values[-1]
-        numbers = (products >= least).nonzero().flatten() if bool(least == least) else torch.arange(len(products))
-        return numbers, products[numbers]
-    full, blocks = x.float().contiguous(), tiles.shape[1] // Q8_0.block_size
-    found = native.largest(Q8_0.type_id, tiles.data.data_ptr(), tiles.shape[0], blocks, full.data_ptr(), k)
-    return torch.tensor(found[0]), torch.tensor(found[1])
+        return products.where(~(products < products.topk(k).values[-1]), -torch.inf)
+    full, products = x.float().contiguous(), torch.empty(tiles.shape[0])
+    blocks = tiles.shape[1] // Q8_0.block_size
+    native.largest(Q8_0.type_id, tiles.data.data_ptr(), tiles.shape[0], blocks, full.data_ptr(), k, products.data_ptr())
+    return products
 
 
 def rows(ids: Tensor, tiles: Tiles) -> Tensor:

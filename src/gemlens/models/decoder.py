@@ -105,6 +105,9 @@ class Attention(AttentionBlock):
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), seen
 
 
+Call = tuple[tuple[Tensor, Tensor], View]  # what a layer is given: a rotation, and who sees whom
+
+
 class DecoderLayer(nn.Module):
     """x += after_attention(attention(before_attention(x))); x += after_mlp(mlp(before_mlp(x))).
 
@@ -142,8 +145,16 @@ class DecoderLayer(nn.Module):
         return hidden + after_mlp(transformed.to(hidden.dtype)), seen
 
 
+class Layers(nn.ModuleList):
+    """The layers of a decoder. What takes its place may run them otherwise."""
+
+    def forward(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None, dtype: torch.dtype) -> Tensor:
+        """The residual stream [B, S, D] -> the same after all layers; see `DecoderLayer.forward`."""
+        return _in_order([*self], hidden, calls, cache, dtype)
+
+
 def run_layers(
-    layers: Sequence[nn.Module],
+    layers: Layers,
     config: TextConfig,
     windows: Sequence[int | None],
     hidden: Tensor,
@@ -164,16 +175,18 @@ def run_layers(
     keys = [span] * len(layers) if cache is None else cache.extend(span, windows, placement.cache_position)
     views: dict[tuple[int | None, int], View] = {}
     turned = {spec: rotations(spec, placement.position_ids, dtype) for spec in set(config.ropes)}
-    stack = [
-        (layer, turned[spec], views.setdefault((window, id(key)), View(span, key, window)))
-        for layer, window, spec, key in zip(layers, windows, config.ropes, keys, strict=False)
+    calls = [
+        (turned[spec], views.setdefault((window, id(key)), View(span, key, window)))
+        for window, spec, key in zip(windows, config.ropes, keys, strict=False)
     ]
     if compiled:
         for view in views.values():
             _ = view.mask  # made before, so that the compiled part takes tensors only
-        return _compiled_stack()(stack, hidden, cache, dtype), [], []
+        return _compiled()([*layers], hidden, calls, cache, dtype), [], []
+    if not (recording.hidden_states or recording.attentions or checkpointing):
+        return layers(hidden, calls, cache, dtype), [], []
     inputs, attentions = [], []
-    for layer, rotation, view in stack:
+    for layer, (rotation, view) in zip(layers, calls, strict=False):
         arguments = (hidden, rotation, view, cache, recording.attentions, dtype)
         inputs.append(hidden)
         if checkpointing:
@@ -185,17 +198,16 @@ def run_layers(
     return hidden, inputs, attentions
 
 
-_Stack = list[tuple[nn.Module, tuple[Tensor, Tensor], View]]
-
-
-def _run_stack(stack: _Stack, hidden: Tensor, cache: Cache | None, dtype: torch.dtype) -> Tensor:
-    for layer, rotation, view in stack:
+def _in_order(
+    layers: Sequence[nn.Module], hidden: Tensor, calls: Sequence[Call], cache: Cache | None, dtype: torch.dtype
+) -> Tensor:
+    for layer, (rotation, view) in zip(layers, calls, strict=False):
         hidden, _ = layer(hidden, rotation, view, cache, False, dtype)
     return hidden
 
 
 @lru_cache
-def _compiled_stack() -> Callable[[_Stack, Tensor, Cache | None, torch.dtype], Tensor]:
+def _compiled() -> Callable[..., Tensor]:
     """All layers as one compiled function; on an accelerator as one CUDA graph."""
     mode = "reduce-overhead" if torch.cuda.is_available() else None
-    return torch.compile(_run_stack, mode=mode, dynamic=False, fullgraph=True)
+    return torch.compile(_in_order, mode=mode, dynamic=False, fullgraph=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.configs.text import Gemma2Config, Gemma3TextConfig, GemmaConfig, TextConfig
-from gemlens.models.decoder import Decoded, DecoderLayer, Placement, Recording, run_layers
+from gemlens.models.decoder import Decoded, DecoderLayer, Layers, Placement, Recording, run_layers
 from gemlens.models.generative import GenerativeModel, logits_of
 from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding, softcap
 from gemlens.models.loss import check_labels, next_token_loss
@@ -45,7 +45,7 @@ class TextModel(PreTrainedModel):
         scaled = config.embeds_are_scaled
         self.embed_tokens = ScaledEmbedding(rows, width, pad) if scaled else nn.Embedding(rows, width, pad)
         self.scale_embeds = nn.Identity() if scaled else Scale(math.sqrt(width))
-        self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.layers = Layers([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.windows = config.windows if windows is None else windows
         self.gradient_checkpointing = False
@@ -81,7 +81,7 @@ class TextModel(PreTrainedModel):
     def decode(self, embeds: Tensor, placement: Placement, recording: Recording, compiled: bool = False) -> Decoded:
         """Sends what `embed` gives through the layers and the final norm."""
         hidden, inputs, attentions = run_layers(
-            list(self.layers), self.config, self.windows, embeds, placement, recording,
+            self.layers, self.config, self.windows, embeds, placement, recording,
             self.gradient_checkpointing and self.training, compiled,
         )  # fmt: skip
         last = self.norm(hidden).to(embeds.dtype)

@@ -56,10 +56,7 @@ class BlockLinear(_Unsaved, nn.Linear):
         if not screens or hidden.shape[:-1].numel() != 1:
             return self(hidden)
         tiles = Tiles(self.weight, self.format, (self.out_features, self.in_features))
-        numbers, products = largest(hidden.flatten(), tiles, min(count, self.out_features))
-        result = hidden.new_full((self.out_features,), -torch.inf)
-        result[numbers] = products
-        return result.view(*hidden.shape[:-1], -1)
+        return largest(hidden.flatten(), tiles, min(count, self.out_features)).view(*hidden.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape and format."""
@@ -76,8 +73,9 @@ class BlockEmbedding(_Unsaved, nn.Embedding):
     """
 
     def __init__(self, layer: nn.Embedding, block_format: Format, dtype: torch.dtype) -> None:
-        super().__init__(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, device="meta")
-        self.weight = layer.weight.requires_grad_(False)
+        weight = layer.weight.requires_grad_(False)  # given, as drawing numbers would import a compiler
+        super().__init__(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, _weight=weight)
+        self.weight = weight
         self.format, self.dtype = block_format, dtype
         self.scale = rounded(layer.scale, dtype) if isinstance(layer, ScaledEmbedding) else 1.0
 

@@ -1,20 +1,23 @@
-"""Decoder layers whose products are of blocks, as two or three native calls each instead of some fifty of torch.
+"""Decoder layers whose products are of blocks, as native calls instead of some fifty of torch for each layer.
 
-    hidden -> project (norm, products, norms of heads, rotation) -> cache -> attend -> finish (product, norm, MLP)
+    FusedLayer      project (norm, products, norms of heads, rotation) -> cache -> attend -> finish (product, norm, MLP)
+    FusedLayers     all of that for a few tokens and all layers at once, where a DynamicCache has room for their keys
 
 The layer that is replaced stays inside: it is the specification, and it does what the native calls cannot.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
-from gemlens.kernels.attention import attend
+from gemlens.caches.dynamic import DynamicCache
+from gemlens.kernels.attention import addresses, attend, reach
 from gemlens.kernels.machine import machine
 from gemlens.models.attention import Scores
-from gemlens.models.decoder import DecoderLayer
+from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
 from gemlens.models.swap import swap
 from gemlens.quantization.blocks import BlockLinear
@@ -31,6 +34,8 @@ class FusedLayer(nn.Module):
     Args:
         layer: one that `can_fuse`.
     """
+
+    compiles = False
 
     def __init__(self, layer: DecoderLayer) -> None:
         super().__init__()
@@ -53,7 +58,7 @@ class FusedLayer(nn.Module):
         """See DecoderLayer.forward."""
         if weights or (torch.is_grad_enabled() and hidden.requires_grad):
             return cast("tuple[Tensor, Tensor | None]", self.layer(hidden, rotation, view, cache, weights, dtype))
-        native, attention = self._made(), self.layer.self_attn
+        native, attention = self.native(), self.layer.self_attn
         batch, steps, _ = hidden.shape
         x = hidden.float().contiguous()
         cos, sin = (part.float().contiguous() for part in rotation)
@@ -75,7 +80,7 @@ class FusedLayer(nn.Module):
         native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
         return result.to(hidden.dtype), None
 
-    def _made(self) -> Any:
+    def native(self) -> Any:
         """The native layer; it holds addresses of the weights, so it is made anew when these move."""
         if self._native is None:
             layer, attention = self.layer, self.layer.self_attn
@@ -87,7 +92,7 @@ class FusedLayer(nn.Module):
                 [(each.format.type_id, each.weight.data_ptr(), each.out_features,
                   each.in_features // each.format.block_size) for each in matrices],
                 [norm.data_ptr() if norm.numel() else 0 for norm in self._norms],
-                self.heads, self.kv_heads, attention.head_dim, eps,
+                self.heads, self.kv_heads, attention.head_dim, eps, attention.scale, attention.cap or 0.0,
             )  # fmt: skip
         return self._native
 
@@ -95,6 +100,44 @@ class FusedLayer(nn.Module):
         self._native = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+class FusedLayers(Layers):
+    """Takes the place of `Layers`, all of them FusedLayer."""
+
+    def forward(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None, dtype: torch.dtype) -> Tensor:
+        """See Layers.forward."""
+        batch, steps, _ = hidden.shape
+        wants_gradients = torch.is_grad_enabled() and hidden.requires_grad
+        if steps > FEW or wants_gradients or type(cache) is not DynamicCache:  # others keep what they hold elsewhere
+            return super().forward(hidden, calls, cache, dtype)
+        if not (all(isinstance(layer, FusedLayer) for layer in self) and cache.can_reserve(batch, torch.float32)):
+            return super().forward(hidden, calls, cache, dtype)
+        held: list[Any] = []  # what native code has addresses of
+        turned: dict[int, tuple[int, int]] = {}
+        numbers: dict[int, int] = {}  # of views
+        views: list[tuple[list[int], int]] = []
+        turns = []
+        for index, (layer, (rotation, view)) in enumerate(zip(self, calls, strict=False)):
+            if id(rotation) not in turned:
+                cos, sin = (part.float().contiguous() for part in rotation)
+                held.append((cos, sin))
+                turned[id(rotation)] = cos.data_ptr(), sin.data_ptr()
+            if id(view) not in numbers:
+                numbers[id(view)] = -1 if view.sees_all else len(views)
+                if not view.sees_all:
+                    spans, tensors = addresses(view)
+                    held.append(tensors)
+                    views.append((spans, reach(view)))
+            keys, values = cache.reserve(steps, index)
+            turns.append((cast(FusedLayer, layer).native(), keys.data_ptr(), values.data_ptr(), keys.stride(0),
+                          keys.stride(1), keys.shape[2], *turned[id(rotation)], numbers[id(view)]))  # fmt: skip
+        cos = calls[0][0][0]
+        result = hidden.float().clone(memory_format=torch.contiguous_format)
+        machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it
+            turns, views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
+        )
+        return result.to(hidden.dtype)
 
 
 def can_fuse(layer: nn.Module) -> bool:
@@ -109,3 +152,9 @@ def can_fuse(layer: nn.Module) -> bool:
 def fuse(model: nn.Module) -> None:
     """Replaces every layer of a model that can be; its weights are there already."""
     swap(model, lambda _, module: FusedLayer(module) if can_fuse(module) else None)  # type: ignore[arg-type]
+    swap(model, lambda _, module: _all_fused(module))
+
+
+def _all_fused(module: nn.Module) -> nn.Module | None:
+    is_fused = isinstance(module, Layers) and all(isinstance(layer, FusedLayer) for layer in module)
+    return FusedLayers(module) if is_fused else None  # type: ignore[arg-type]

@@ -86,10 +86,12 @@ const Attention& attention() { return *chosen_attention; }
 Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
     const std::int64_t groups = width / 32, panel = tokens < MANY ? 1 : PANEL;
     const std::int64_t room = (tokens + panel - 1) / panel * panel * groups;
-    Tokens found{tokens, std::vector<Group>(static_cast<std::size_t>(room)), x, {}};
+    Tokens found{tokens, Room<Group>(room), x, {}};
+    const auto place = [&](std::int64_t t) { return found.groups.data() + t / panel * panel * groups + t % panel; };
+    for (std::int64_t t = tokens; t % panel; ++t)  // of the last panel, which nobody reads the products of
+        for (std::int64_t g = 0; g < groups; ++g) place(t)[g * panel] = Group{};
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t)
-            chosen->quantize(x + t * width, groups, panel, found.groups.data() + t / panel * panel * groups + t % panel);
+        for (std::int64_t t = first; t < last; ++t) chosen->quantize(x + t * width, groups, panel, place(t));
     });
     return found;
 }

@@ -26,16 +26,18 @@ void spread(std::int64_t count, std::int64_t least, Each each) {
     pool().run(static_cast<int>(parts), [&](int part) { each(count * part / parts, count * (part + 1) / parts); });
 }
 
-// Room for numbers that are all written before they are read.
-class Numbers {
+// Room for what is all written before it is read.
+template <class Each>
+class Room {
 public:
-    Numbers() = default;
-    explicit Numbers(std::int64_t count) : place_(new float[static_cast<std::size_t>(count)]) {}
-    float* data() const { return place_.get(); }
+    Room() = default;
+    explicit Room(std::int64_t count) : place_(new Each[static_cast<std::size_t>(count)]) {}
+    Each* data() const { return place_.get(); }
 
 private:
-    std::unique_ptr<float[]> place_;
+    std::unique_ptr<Each[]> place_;
 };
+using Numbers = Room<float>;
 
 struct Matrix {
     int format;
@@ -55,7 +57,7 @@ struct Product {
 // Tokens as they are, and in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
 struct Tokens {
     std::int64_t count;
-    std::vector<Group> groups;
+    Room<Group> groups;
     const float* numbers;
     Numbers owned;  // where nobody else has the numbers
 };

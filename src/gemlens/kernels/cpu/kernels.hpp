@@ -29,6 +29,11 @@ struct Look {
     float *most, *total;  // [count]: the largest score, and the sum of exp(score - most), the weights
 };
 
+// What lower halves of codes can add to a group's product, per scale: `alone`, and `others` times a tile's size of them.
+struct Reach {
+    float alone, others;
+};
+
 struct Kernels {
     const char* name;
     Layout (*layout)(int format);  // block 0 for a format that is not known
@@ -59,7 +64,7 @@ struct Kernels {
     void (*look)(const Look& at);
     // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-                   const float* sizes, float* most);
+                   const Reach* reaches, float* most);
     float screen_step;  // of a tile's sizes
 };
 

@@ -2,67 +2,92 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <limits>
 
 namespace gemlens {
+namespace {
 
-// No product is found without being computed, and none is left out that could be among the k largest: a tile is passed
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+constexpr std::int64_t FIRST = 64;  // tiles that are computed before it is known what the others must reach
+
+float above_all(float number) { return number == number ? number : INFINITE; }
+
+float kth_largest(std::vector<float> numbers, std::int64_t k) {
+    const auto place = numbers.begin() + (k - 1);
+    std::nth_element(numbers.begin(), place, numbers.end(), std::greater<float>());
+    return *place;
+}
+
+// What r . x is at most for a group of x, whose codes are 16 h + 7.5 + r with each r at most 7.5: by Hoelder 7.5 times the
+// sizes of some numbers of x, and by Cauchy and Schwarz |r| times the size of the others. The largest are taken for the
+// first as long as that is less for most r.
+Reach reach_of(const Group& x) {
+    constexpr float USUAL = 26.1f;  // |r| of 32 even chances
+    int sizes[32], square = 0;
+    std::transform(x.codes, x.codes + 32, sizes, [](int code) { return std::abs(code); });
+    std::sort(sizes, sizes + 32, std::greater<int>());
+    for (const int size : sizes) square += size * size;
+    Reach best{0.0f, std::sqrt(static_cast<float>(square))};
+    float sum = 0.0f;
+    for (const int size : sizes) {
+        sum += 7.5f * static_cast<float>(size);
+        square -= size * size;
+        const Reach next{sum, std::sqrt(static_cast<float>(square))};
+        if (next.alone + USUAL * next.others < best.alone + USUAL * best.others) best = next;
+    }
+    return best;
+}
+
+}  // namespace
+
+// No product is given without being computed, and none is left out that could be among the k largest: a tile is passed
 // over only if the most that its products can be lies below k products that were computed.
 //
 // Rounding: a product is a sum of G terms, computed with at most G + 3 roundings of 2^-24 of the terms' sizes, here and in
-// `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that sizes larger by 2 (G + 3) 2^-24 256
-// hold both.
-std::vector<Candidate> largest(const Matrix& matrix, const Group* x, std::int64_t k) {
+// `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that what is larger by 2 (G + 3) 2^-24 256
+// holds both.
+void largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products) {
     const std::int64_t tiles = matrix.tile_rows(), groups = matrix.blocks;
     const float slack = 1.0f + 3.1e-5f * static_cast<float>(groups + 3);
-    std::vector<float> sizes(static_cast<std::size_t>(groups)), most(static_cast<std::size_t>(tiles));
+    std::vector<Reach> reaches(static_cast<std::size_t>(groups));
     for (std::int64_t g = 0; g < groups; ++g) {
-        float square = 0.0f;
-        for (const std::int8_t code : x[g].codes) square += static_cast<float>(code * code);
-        sizes[static_cast<std::size_t>(g)] = std::sqrt(square) * x[g].scale * kernels().screen_step * slack;
+        const auto [alone, others] = reach_of(x[g]);
+        const float size = x[g].scale * slack;
+        reaches[static_cast<std::size_t>(g)] = {alone * size, others * size * kernels().screen_step};
     }
+    std::vector<float> most(static_cast<std::size_t>(tiles));
     spread(tiles, 64, [&](std::int64_t first, std::int64_t last) {
-        kernels().screen(matrix.tiles, groups, first, last, x, sizes.data(), most.data());
+        kernels().screen(matrix.tiles, groups, first, last, x, reaches.data(), most.data());
+        std::fill(products + 16 * first, products + std::min(16 * last, matrix.rows), -INFINITE);
     });
-    std::vector<std::int64_t> order(static_cast<std::size_t>(tiles));
-    for (std::int64_t i = 0; i < tiles; ++i) order[static_cast<std::size_t>(i)] = i;
-    const auto before = [&](std::int64_t a, std::int64_t b) {
-        const float left = most[static_cast<std::size_t>(a)], right = most[static_cast<std::size_t>(b)];
-        const bool is_left_none = !(left == left), is_right_none = !(right == right);
-        return is_left_none != is_right_none ? is_left_none : left > right;
-    };
-    std::vector<Candidate> found;
-    const Numbers products(matrix.rows);
-    const auto compute = [&](std::int64_t first, std::int64_t last) {
-        spread(last - first, 4, [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t i = first + from; i < first + to; ++i) {
-                const std::int64_t tile = order[static_cast<std::size_t>(i)];
-                kernels().linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, 1, products.data());
+    std::transform(most.begin(), most.end(), most.begin(), above_all);
+    std::vector<std::int64_t> computed;
+    std::vector<float> found;  // the products of these tiles
+    const auto compute = [&](auto is_wanted) {
+        const std::size_t before = computed.size();
+        for (std::int64_t i = 0; i < tiles; ++i)
+            if (is_wanted(most[static_cast<std::size_t>(i)])) computed.push_back(i);
+        const std::int64_t count = static_cast<std::int64_t>(computed.size() - before);
+        spread(count, 4, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t i = first; i < last; ++i) {
+                const std::int64_t tile = computed[before + static_cast<std::size_t>(i)];
+                kernels().linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, 1, products);
             }
         });
-        for (std::int64_t i = first; i < last; ++i) {
-            const std::int64_t row = 16 * order[static_cast<std::size_t>(i)];
-            for (std::int64_t n = row; n < std::min(row + 16, matrix.rows); ++n)
-                found.push_back({n, products.data()[n]});
-        }
+        for (auto tile = computed.begin() + static_cast<std::ptrdiff_t>(before); tile != computed.end(); ++tile)
+            for (std::int64_t n = 16 * *tile; n < std::min(16 * *tile + 16, matrix.rows); ++n)
+                found.push_back(above_all(products[n]));
     };
-    const std::int64_t sure = std::min(std::max<std::int64_t>(k, 8), tiles);
-    std::nth_element(order.begin(), order.begin() + (sure - 1), order.end(), before);
-    compute(0, sure);
-    const auto larger = [](const Candidate& a, const Candidate& b) { return a.product > b.product; };
-    const auto kth = [&] {
-        const std::int64_t place = std::min<std::int64_t>(k, static_cast<std::int64_t>(found.size())) - 1;
-        std::nth_element(found.begin(), found.begin() + place, found.end(), larger);
-        return found[static_cast<std::size_t>(place)].product;
-    };
-    const float least = kth();
-    const auto end = std::partition(order.begin() + sure, order.end(), [&](std::int64_t tile) {
-        return !(most[static_cast<std::size_t>(tile)] < least);
-    });
-    compute(sure, end - order.begin());
-    const float last = kth();
-    found.erase(std::remove_if(found.begin(), found.end(), [&](const Candidate& each) { return each.product < last; }),
-                found.end());
-    return found;
+    const float high = kth_largest(most, std::min(std::max(k, FIRST), tiles));
+    compute([&](float reach) { return reach >= high; });
+    const float least = kth_largest(found, std::min(k, static_cast<std::int64_t>(found.size())));
+    compute([&](float reach) { return reach < high && reach >= least; });
+    const float last = kth_largest(found, k);
+    for (const std::int64_t tile : computed)
+        for (std::int64_t n = 16 * tile; n < std::min(16 * tile + 16, matrix.rows); ++n)
+            if (products[n] < last) products[n] = -INFINITE;
 }
 
 }  // namespace gemlens

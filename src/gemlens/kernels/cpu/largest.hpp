@@ -1,19 +1,13 @@
-// The largest products of a token with the rows of a matrix, without computing all.
+// The rows whose products with a token are the largest, found without reading all of a matrix.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "engine.hpp"
 
 namespace gemlens {
 
-struct Candidate {
-    std::int64_t row;
-    float product;
-};
-
-// All rows of a matrix in Q8_0 whose products with a token are no smaller than the k-th largest, exact to the last bit.
-std::vector<Candidate> largest(const Matrix& matrix, const Group* x, std::int64_t k);
+// products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as larger than all.
+void largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products);
 
 }  // namespace gemlens

@@ -72,4 +72,22 @@ void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden,
     }
 }
 
+void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const Seen& seen, float* hidden) const {
+    const std::int64_t tokens = rows * steps, own = kv_heads * size;
+    const Numbers queries(tokens * heads * size), mixed(tokens * heads * size), keys(tokens * own), values(tokens * own);
+    project(tokens, hidden, by, queries.data(), keys.data(), values.data());
+    spread(tokens, 16, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first * kv_heads; i < last * kv_heads; ++i) {
+            const std::int64_t token = i / kv_heads, slot = seen.length - steps + token % steps;
+            const std::int64_t place = token / steps * seen.row + i % kv_heads * seen.head + slot * size;
+            std::copy_n(keys.data() + i * size, size, seen.keys + place);
+            std::copy_n(values.data() + i * size, size, seen.values + place);
+        }
+    });
+    attend({heads, kv_heads, size, scale, cap},
+           {rows, steps, seen.length, seen.keys, seen.values, seen.row, seen.head, seen.sight}, queries.data(),
+           mixed.data());
+    finish(tokens, mixed.data(), hidden, hidden);
+}
+
 }  // namespace gemlens

@@ -1,8 +1,9 @@
-// The parts of a decoder's layer around attention.
+// A decoder's layer: in two parts around attention, or whole.
 #pragma once
 
 #include <cstdint>
 
+#include "attend.hpp"
 #include "engine.hpp"
 
 namespace gemlens {
@@ -13,18 +14,27 @@ struct Rotation {
     std::int64_t turns;
 };
 
+// What a layer has seen: as `Memory`, but the last `steps` tokens of each row are still to be written.
+struct Seen {
+    float *keys, *values;
+    std::int64_t row, head, length;
+    const Sight* sight;
+};
+
 // A decoder's layer. Weights of norms are 1 + what a checkpoint has; null where a version has no such norm.
 struct Layer {
     Matrix query, key, value, output, gate, up, down;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp, *query_norm, *key_norm;
     std::int64_t heads, kv_heads, size;
-    float eps;
+    float eps, scale, cap;  // cap 0: none
 
     // hidden [tokens, D] -> queries [tokens, N, size], keys and values [tokens, K, size]
     void project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                  float* values) const;
     // mixed [tokens, N * size], hidden [tokens, D] -> the layer's result [tokens, D]
     void finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const;
+    // hidden [rows, steps, D] becomes the layer's result
+    void run(std::int64_t rows, std::int64_t steps, const Rotation& by, const Seen& seen, float* hidden) const;
 
 private:
     Tokens normed(std::int64_t tokens, const float* hidden, const float* weight) const;

@@ -1,12 +1,18 @@
 // gemlens.kernels._cpu: the kernels for Python. Tensors come as addresses; gemlens.kernels.native has checked them.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attend.hpp"
@@ -26,7 +32,17 @@ T* at(std::uintptr_t address) {
 
 Layout layout(int format) { return kernels().layout(format); }
 
+// Asks for large pages, so that reading a matrix misses fewer translations of addresses; where there are none it is as before.
+void widen_pages(std::uintptr_t begin, std::int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t page = 4096;
+    const std::uintptr_t first = (begin + page - 1) / page * page, last = (begin + static_cast<std::uintptr_t>(bytes)) / page * page;
+    if (first < last) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t blocks, std::uintptr_t tiles) {
+    widen_pages(tiles, (rows + 15) / 16 * blocks * layout(format).tile);
     spread((rows + 15) / 16, 1, [&](std::int64_t first, std::int64_t last) {
         kernels().pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
     });
@@ -46,21 +62,10 @@ void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bl
     multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()));
 }
 
-nb::tuple largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
-                     std::int64_t k) {
-    std::vector<Candidate> found;
-    {
-        const nb::gil_scoped_release released;
-        const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-        found = largest(matrix, quantized(at<float>(x), 1, matrix.width()).groups.data(), k);
-    }
-    std::vector<std::int64_t> numbers;
-    std::vector<float> products;
-    for (const auto& [row, product] : found) {
-        numbers.push_back(row);
-        products.push_back(product);
-    }
-    return nb::make_tuple(numbers, products);
+void largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
+                std::uintptr_t products) {
+    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
+    largest(matrix, quantized(at<float>(x), 1, matrix.width()).groups.data(), k, at<float>(products));
 }
 
 Matrix matrix(const nb::tuple& parts) {
@@ -91,7 +96,7 @@ void attend_of(std::int64_t rows, std::int64_t steps, std::int64_t length, std::
 }
 
 Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, std::int64_t heads,
-            std::int64_t kv_heads, std::int64_t size, float eps) {
+            std::int64_t kv_heads, std::int64_t size, float eps, float scale, float cap) {
     Layer made{};
     Matrix* places[] = {&made.query, &made.key, &made.value, &made.output, &made.gate, &made.up, &made.down};
     for (std::size_t i = 0; i < 7; ++i) *places[i] = matrix(nb::cast<nb::tuple>(matrices[i]));
@@ -99,8 +104,34 @@ Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, 
                                &made.after_mlp, &made.query_norm, &made.key_norm};
     for (std::size_t i = 0; i < 6; ++i) *weights[i] = at<float>(norms[i]);
     made.heads = heads, made.kv_heads = kv_heads, made.size = size;
-    made.eps = eps;
+    made.eps = eps, made.scale = scale, made.cap = cap;
     return made;
+}
+
+// What one layer of many is given: the layer, addresses of keys and values, the way from row to row and from head to
+// head, the length, addresses of cosines and sines, and who sees whom: a number of `views`, or -1.
+struct Turn {
+    const Layer* layer;
+    Seen seen;
+    const float *cos, *sin;
+};
+
+Turn turn_of(const nb::tuple& given, const std::vector<Sight>& sights) {
+    const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(given[i]); };
+    const auto place = [&](std::size_t i) { return at<float>(nb::cast<std::uintptr_t>(given[i])); };
+    const Sight* sight = number(8) < 0 ? nullptr : &sights[static_cast<std::size_t>(number(8))];
+    return {nb::cast<const Layer*>(given[0]), {place(1), place(2), number(3), number(4), number(5), sight}, place(6), place(7)};
+}
+
+// hidden [rows, steps, D] goes through layers, one after the other; `views`: spans as in `attend`, and the window.
+void run(const nb::list& turns, const std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>& views,
+         std::int64_t rows, std::int64_t steps, std::int64_t rotations, std::uintptr_t hidden) {
+    std::vector<Sight> sights;
+    for (const auto& [spans, window] : views) sights.push_back(sight_of(spans, window));
+    std::vector<Turn> all;
+    for (const nb::handle& each : turns) all.push_back(turn_of(nb::cast<nb::tuple>(each), sights));
+    const nb::gil_scoped_release released;
+    for (const auto& [layer, seen, cos, sin] : all) layer->run(rows, steps, {cos, sin, rotations}, seen, at<float>(hidden));
 }
 
 }  // namespace
@@ -118,9 +149,10 @@ NB_MODULE(_cpu, module) {
     module.def("pack", pack, free);
     module.def("rows", rows, free);
     module.def("linear", linear, free);
-    module.def("largest", largest_of);
+    module.def("largest", largest_of, free);
     module.def("attend", attend_of);
     module.def("layer", layer);
+    module.def("run", run);
     nb::class_<Layer>(module, "Layer")
         .def(
             "project",

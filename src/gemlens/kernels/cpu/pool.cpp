@@ -1,7 +1,5 @@
 #include "pool.hpp"
 
-#include <cstdint>
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -9,21 +7,28 @@
 namespace gemlens {
 namespace {
 
-constexpr int LOOKS = 2000;  // for new work, before a thread sleeps
+constexpr int LOOKS = 60000;  // for new work before a thread sleeps: about a millisecond, as long as Python takes between two pieces
+constexpr int PATIENCE = 1000;  // looks at work that others do, before the processor is offered to them
 
-void breathe(int look) {
-    if (look % 64 == 63) {
-        std::this_thread::yield();  // where there are more threads than cores, another may need this one
-        return;
-    }
+void breathe() {
 #if defined(__x86_64__)
     _mm_pause();
 #endif
 }
 
+template <class Ready>
+void wait_until(Ready ready) {
+    for (int look = 0; !ready(); ++look)
+        if (look < PATIENCE)
+            breathe();
+        else
+            std::this_thread::yield();
+}
+
 }  // namespace
 
-Pool::Pool(int threads) {
+// With more threads than cores, one that looks for work would keep another from doing it.
+Pool::Pool(int threads) : looks_(threads > static_cast<int>(std::thread::hardware_concurrency()) ? 0 : LOOKS) {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
 }
 
@@ -31,7 +36,6 @@ Pool::~Pool() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         over_ = true;
-        ++round_;
     }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
@@ -43,35 +47,40 @@ void Pool::run(int parts, const std::function<void(int)>& part) {
         for (int i = 0; i < parts; ++i) part(i);
         return;
     }
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        part_ = &part;
-        parts_ = parts;
-        next_ = 0;
-        inside_ = static_cast<int>(workers_.size());
-        ++round_;
+    wait_until([&] { return inside_ == 0; });  // who came late to the work before is on the way out
+    part_ = &part;
+    parts_ = parts;
+    next_ = done_ = 0;
+    ++round_;
+    if (asleep_) {
+        { const std::lock_guard<std::mutex> lock(mutex_); }  // who is about to sleep has looked before, or will see
+        wake_.notify_all();
     }
-    wake_.notify_all();
     take();
-    for (int look = 0; inside_.load(std::memory_order_acquire) > 0; ++look) breathe(look);
+    wait_until([&] { return done_ == parts; });
+    ++round_;
 }
 
 void Pool::take() {
-    for (int i = next_.fetch_add(1); i < parts_; i = next_.fetch_add(1)) (*part_)(i);
+    for (int i = next_++; i < parts_; i = next_++) {
+        (*part_)(i);
+        ++done_;
+    }
 }
 
 void Pool::work() {
-    std::uint64_t done = 0;
-    while (true) {
-        for (int look = 0; look < LOOKS && round_.load(std::memory_order_acquire) == done; ++look) breathe(look);
-        if (round_ == done) {
+    const auto is_needed = [&] { return over_ || round_ % 2 == 1; };
+    while (!over_) {
+        for (int look = 0; look < looks_ && !is_needed(); ++look) breathe();
+        if (!is_needed()) {
             std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return round_ != done; });
+            ++asleep_;
+            wake_.wait(lock, is_needed);
+            --asleep_;
         }
-        done = round_;
-        if (over_) return;
-        take();
-        inside_.fetch_sub(1, std::memory_order_release);
+        ++inside_;
+        if (round_ % 2 == 1) take();
+        --inside_;
     }
 }
 

@@ -2,11 +2,13 @@
 //
 //     pool.run(parts, [&](int part) { ... })     every part once, by whichever thread is free
 //
-// Between two pieces of work that follow at once, threads look for it for some microseconds before they sleep.
+// Pieces of work follow each other at once, so threads look for the next one for a while before they sleep. A thread
+// that sleeps is woken and not waited for: what it would have done, others do meanwhile.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -31,11 +33,14 @@ private:
     void take();
 
     std::vector<std::thread> workers_;
+    const int looks_;
     std::mutex callers_, mutex_;
     std::condition_variable wake_;
-    std::atomic<std::uint64_t> round_{0};  // how many pieces of work were given out
-    std::atomic<int> next_{0}, parts_{0}, inside_{0};
-    const std::function<void(int)>* part_ = nullptr;
+    std::atomic<std::uint64_t> round_{0};  // odd while there is work: how often it began and ended
+    std::atomic<int> inside_{0};           // threads that may look at the work, the caller not counted
+    std::atomic<int> asleep_{0}, next_{0}, done_{0};
+    const std::function<void(int)>* part_ = nullptr;  // changed only while nobody is inside
+    int parts_ = 0;
     std::atomic<bool> over_{false};
 };
 

@@ -30,6 +30,14 @@ Number number(float value) {
     if (value != value) return static_cast<Number>(bits >> 16 | 64);
     return static_cast<Number>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
+    std::int64_t i = 0;
+    for (; i + ROWS <= count; i += ROWS) {
+        const __m256bh sixteen = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(values + i), _mm512_set1_ps(factor)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), reinterpret_cast<__m256i>(sixteen));
+    }
+    for (; i < count; ++i) numbers[i] = number(factor * values[i]);
+}
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     std::int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
@@ -39,7 +47,9 @@ Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
 #else
 constexpr int DEPTH = 1;
 using Number = float;
-Number number(float value) { return value; }
+void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
+    for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
+}
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     return Simd::multiply_add(Simd::load(tile), Simd::all(*x), sums);
 }
@@ -57,12 +67,17 @@ void pack_step(const float* keys, const float* values, std::int64_t length, std:
     std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
     auto* key_tiles = reinterpret_cast<Number*>(packed);
     auto* value_tiles = reinterpret_cast<Number*>(packed + keys_bytes(size));
-    for (std::int64_t t = 0; t < length; ++t)
-        for (std::int64_t i = 0; i < size; ++i) {
-            key_tiles[(t / ROWS * depths + i / DEPTH) * EACH + t % ROWS * DEPTH + i % DEPTH] = number(keys[t * size + i]);
-            value_tiles[(t / DEPTH * widths + i / ROWS) * EACH + i % ROWS * DEPTH + t % DEPTH] =
-                number(values[t * size + i]);
-        }
+    thread_local std::vector<Number> key, value;
+    key.assign(static_cast<std::size_t>(depths * DEPTH), Number{});
+    value.assign(static_cast<std::size_t>(widths * ROWS), Number{});
+    for (std::int64_t t = 0; t < length; ++t) {
+        put_numbers(keys + t * size, 1.0f, size, key.data());
+        put_numbers(values + t * size, 1.0f, size, value.data());
+        for (std::int64_t d = 0; d < depths; ++d)
+            std::copy_n(key.data() + d * DEPTH, DEPTH, key_tiles + (t / ROWS * depths + d) * EACH + t % ROWS * DEPTH);
+        Number* tile = value_tiles + t / DEPTH * widths * EACH + t % DEPTH;
+        for (std::int64_t i = 0; i < widths * ROWS; ++i) tile[i * DEPTH] = value[static_cast<std::size_t>(i)];
+    }
 }
 
 // `lines` of x times `depths` tiles each of COLUMNS columns of tiles, added to sums [lines, stride].
@@ -151,7 +166,7 @@ void weigh(float* scores, const float* hidden, float cap, Line& line, float* mix
         scores[j] = scores[j] == NOT_SEEN ? 0.0f : exp_of(scores[j] - most);
         total += scores[j];
     }
-    for (int j = 0; j < STEP; ++j) weights[j] = number(scores[j]);
+    put_numbers(scores, 1.0f, STEP, weights);
     line.total = line.total * before + total;
     line.most = most;
 }
@@ -171,8 +186,7 @@ void mix(const Mix& at) {
     std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
     const auto query_of = [&](int line) { return line / at.each * at.next_token + line % at.each * size; };
     for (int line = 0; line < lines; ++line)
-        for (std::int64_t i = 0; i < size; ++i)
-            queries[static_cast<std::size_t>(line * depths * DEPTH + i)] = number(at.scale * at.queries[query_of(line) + i]);
+        put_numbers(at.queries + query_of(line), at.scale, size, queries.data() + line * depths * DEPTH);
     for (std::int64_t from = 0; from < at.length; from += STEP) {
         const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
         bool is_any = false;

@@ -89,6 +89,29 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
     });
 }
 
+// 32 numbers times `factor`, to the nearest whole ones; 0 for what is no number or infinite, of which `factor` 0 makes none.
+void put_codes(const float* numbers, float factor, Group& group) {
+#if defined(GEMLENS_AVX512)
+    __m128i* const codes = reinterpret_cast<__m128i*>(group.codes);
+    for (int half = 0; half < 2; ++half) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(numbers + 16 * half), _mm512_set1_ps(factor));
+        _mm_storeu_si128(codes + half, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled)));
+        const __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), _mm_loadu_si128(codes + half));
+        const __m128i pairs = _mm_add_epi32(sums, _mm_srli_si128(sums, 8));
+        group.less[half] = -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_srli_si128(pairs, 4)));
+    }
+#else
+    std::int32_t codes[GROUP];
+    for (int i = 0; i < GROUP; ++i) {
+        const float scaled = numbers[i] * factor;
+        codes[i] = scaled == scaled ? static_cast<std::int32_t>(std::nearbyint(scaled)) : 0;
+    }
+    for (int i = 0; i < GROUP; ++i) group.codes[i] = static_cast<std::int8_t>(codes[i]);
+    group.less[0] = group.less[1] = 0;
+    for (int i = 0; i < GROUP; ++i) group.less[i / 16] -= codes[i];
+#endif
+}
+
 void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized) {
     for (std::int64_t g = 0; g < groups; ++g, numbers += GROUP) {
         Group& group = quantized[g * stride];
@@ -99,15 +122,8 @@ void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, Gr
         const bool is_finite = most < 0x7f800000u;
         float largest;
         std::memcpy(&largest, &most, sizeof largest);
-        const float inverse = is_finite && largest >= SMALLEST ? 127.0f / largest : 0.0f;
+        put_codes(numbers, is_finite && largest >= SMALLEST ? 127.0f / largest : 0.0f, group);
         group.scale = is_finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-        std::int32_t codes[GROUP];
-        for (int i = 0; i < GROUP; ++i)
-            codes[i] = is_finite ? static_cast<std::int32_t>(std::nearbyint(numbers[i] * inverse)) : 0;
-        group.less[0] = group.less[1] = 0;
-        for (int i = 0; i < GROUP; ++i) group.codes[i] = static_cast<std::int8_t>(codes[i]);
-        for (int i = 0; i < 16; ++i) group.less[0] -= codes[i];
-        for (int i = 16; i < GROUP; ++i) group.less[1] -= codes[i];
         group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
     }
 }
@@ -227,11 +243,10 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
     });
 }
 
-// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read: by Cauchy
-// and Schwarz, r . x is at most |r| |x| in each group. `sizes` are |x| times its scale, in steps of
-// a tile's sizes, with what rounding may add.
+// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
+// what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-            const float* sizes, float* most) {
+            const Reach* reaches, float* most) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
         auto sums = Simd::zero();
@@ -250,8 +265,9 @@ void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, 
                                           Simd::all(rest));
             const auto scale = TileQ8_0::scale(tile, 0, 0);
             sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
-            sums = Simd::multiply_add(Simd::absolute(scale), Simd::multiply(TileQ8_0::size(tile), Simd::all(sizes[block])),
-                                      sums);
+            const auto reach = Simd::multiply_add(TileQ8_0::size(tile), Simd::all(reaches[block].others),
+                                                  Simd::all(reaches[block].alone));
+            sums = Simd::multiply_add(Simd::absolute(scale), reach, sums);
         }
         float all[ROWS];
         Simd::store(all, sums);

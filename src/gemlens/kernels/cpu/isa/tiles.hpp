@@ -24,15 +24,39 @@ inline std::uint16_t half_at(const std::uint8_t* bytes) {
 inline int quad_of(int i) { return i / 4; }
 inline int byte_of(int row, int i) { return 4 * row + i % 4; }
 
-inline void put_nibble(std::uint8_t* nibbles, int row, int i, int code) {
-    nibbles[64 * (quad_of(i) % 4) + byte_of(row, i)] |= (code & 15) << (quad_of(i) < 4 ? 0 : 4);
+// Four codes at a time: those of a quad are four bytes of a word. Each puts the 32 codes of a row's group.
+inline std::uint32_t word_at(const std::uint8_t* bytes) {
+    std::uint32_t word;
+    std::memcpy(&word, bytes, sizeof word);
+    return word;
 }
-inline void put_fifth(std::uint8_t* bits, int row, int i, int code) {
-    const int at = 64 * quad_of(i) + byte_of(row, i);
-    bits[at / 8] |= (code >> 4) << (at % 8);
+inline void put_nibbles(std::uint8_t* nibbles, int row, const std::uint8_t* codes) {
+    for (int j = 0; j < 4; ++j) {
+        const std::uint32_t low = word_at(codes + 4 * j) & 0x0f0f0f0f, high = word_at(codes + 4 * (j + 4)) & 0x0f0f0f0f;
+        const std::uint32_t both = low | high << 4;
+        std::memcpy(nibbles + 64 * j + 4 * row, &both, sizeof both);
+    }
 }
-inline void put_pair(std::uint8_t* pairs, int row, int i, int code) {
-    pairs[64 * (quad_of(i) / 4) + byte_of(row, i)] |= (code >> 4) << (2 * (quad_of(i) % 4));
+inline void put_fifths(std::uint8_t* bits, int row, const std::uint8_t* codes) {
+    for (int j = 0; j < QUADS; ++j) {
+        const std::uint32_t fifths = word_at(codes + 4 * j) >> 4 & 0x01010101;
+        const int four = static_cast<int>((fifths | fifths >> 7 | fifths >> 14 | fifths >> 21) & 15);
+        bits[8 * j + row / 2] |= static_cast<std::uint8_t>(four << (row % 2 * 4));
+    }
+}
+inline void put_pairs(std::uint8_t* pairs, int row, const std::uint8_t* codes) {
+    for (int part = 0; part < 2; ++part) {
+        std::uint32_t four = 0;
+        for (int j = 0; j < 4; ++j) four |= (word_at(codes + 16 * part + 4 * j) >> 4 & 0x03030303) << (2 * j);
+        std::memcpy(pairs + 64 * part + 4 * row, &four, sizeof four);
+    }
+}
+// The codes of 16 bytes of nibbles: all low ones, then all high ones.
+inline void codes_of_nibbles(const std::uint8_t* nibbles, std::uint8_t* codes) {
+    for (int i = 0; i < 16; ++i) {
+        codes[i] = nibbles[i] & 15;
+        codes[i + 16] = nibbles[i] >> 4;
+    }
 }
 
 inline void nibbles_of(const std::uint8_t* nibbles, Simd::Codes codes[QUADS]) {
@@ -64,8 +88,10 @@ struct TileQ4_0 {
     static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, REST = 0, ZERO = 8;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
+        std::uint8_t codes[32];
+        codes_of_nibbles(block + 2, codes);
         std::memcpy(tile + 2 * row, block, 2);
-        for (int i = 0; i < 32; ++i) put_nibble(tile + 32, row, i, block[2 + i % 16] >> (i < 16 ? 0 : 4));
+        put_nibbles(tile + 32, row, codes);
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
@@ -75,11 +101,12 @@ struct TileQ5_0 {
     static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, REST = 0, ZERO = 16;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
+        std::uint8_t codes[32];
+        codes_of_nibbles(block + 6, codes);
+        for (int i = 0; i < 32; ++i) codes[i] |= ((block[2 + i / 8] >> (i % 8)) & 1) << 4;
         std::memcpy(tile + 2 * row, block, 2);
-        for (int i = 0; i < 32; ++i) {
-            put_nibble(tile + 32, row, i, block[6 + i % 16] >> (i < 16 ? 0 : 4));
-            put_fifth(tile + 288, row, i, ((block[2 + i / 8] >> (i % 8)) & 1) << 4);
-        }
+        put_nibbles(tile + 32, row, codes);
+        put_fifths(tile + 288, row, codes);
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) {
         nibbles_of(tile + 32, codes);
@@ -95,16 +122,19 @@ struct TileQ8_0 {
     static constexpr bool WIDE = true, HAS_OFFSET = false, SPLIT = false;
     static constexpr float SIZE = 2.99f;  // steps of the size of a row's lower nibbles, each less 7.5: at most 127
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t* rest) {
-        std::memcpy(tile + 2 * row, block, 2);
-        float square = 0.0f;
+        std::uint8_t upper[32], lower[32];
+        int squares = 0, sum = 0;
         for (int i = 0; i < 32; ++i) {
-            const int code = block[2 + i] ^ 0x80;
-            put_nibble(tile + 48, row, i, code >> 4);
-            put_nibble(rest, row, i, code);
-            const float left = static_cast<float>(code & 15) - 7.5f;
-            square += left * left;
+            upper[i] = (block[2 + i] ^ 0x80) >> 4;
+            lower[i] = block[2 + i] & 15;
+            squares += lower[i] * lower[i];
+            sum += lower[i];
         }
-        tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * std::sqrt(square)));
+        std::memcpy(tile + 2 * row, block, 2);
+        put_nibbles(tile + 48, row, upper);
+        put_nibbles(rest, row, lower);
+        const auto size = std::sqrt(static_cast<float>(squares - 15 * sum + 32 * 225 / 4));
+        tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * size));
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t* rest, int, Simd::Codes codes[QUADS]) {
         Simd::Codes low[QUADS];
@@ -133,10 +163,13 @@ struct TileK {
             tile[64 + 32 * group + row] = step;
             tile[64 + 32 * group + 16 + row] = offset;
             std::uint8_t* place = tile + 320 + EACH * group;
+            std::uint8_t codes[32];
             for (int i = 0; i < 32; ++i) {
-                put_nibble(place, row, i, nibbles[32 * (group / 2) + i] >> (group % 2 ? 4 : 0));
-                if (FIVE) put_fifth(place + 256, row, i, ((fifth[i] >> group) & 1) << 4);
+                codes[i] = nibbles[32 * (group / 2) + i] >> (group % 2 ? 4 : 0) & 15;
+                if (FIVE) codes[i] |= ((fifth[i] >> group) & 1) << 4;
             }
+            put_nibbles(place, row, codes);
+            if (FIVE) put_fifths(place + 256, row, codes);
         }
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
@@ -161,13 +194,16 @@ struct TileQ6_K {
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block + 208, 2);
         for (int half = 0; half < 16; ++half) tile[32 + 16 * half + row] = block[192 + half];
-        for (int i = 0; i < 256; ++i) {
-            const int part = i / 128, run = i % 128 / 32, at = i % 32;  // two parts of four runs of 32 weights
-            const int low = block[64 * part + 32 * (run % 2) + at] >> (run < 2 ? 0 : 4);
-            const int code = (low & 15) | ((block[128 + 32 * part + at] >> (2 * run)) & 3) << 4;
-            std::uint8_t* place = tile + 288 + 384 * (i / 32);
-            put_nibble(place, row, at, code);
-            put_pair(place + 256, row, at, code);
+        for (int group = 0; group < 8; ++group) {
+            const int part = group / 4, run = group % 4;  // two parts of four runs of 32 weights
+            std::uint8_t codes[32];
+            for (int i = 0; i < 32; ++i) {
+                const int low = block[64 * part + 32 * (run % 2) + i] >> (run < 2 ? 0 : 4);
+                codes[i] = (low & 15) | ((block[128 + 32 * part + i] >> (2 * run)) & 3) << 4;
+            }
+            std::uint8_t* place = tile + 288 + 384 * group;
+            put_nibbles(place, row, codes);
+            put_pairs(place + 256, row, codes);
         }
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {

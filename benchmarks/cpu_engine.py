@@ -1,0 +1,237 @@
+"""The CPU engine on the real Gemma 3 270M, beside llama.cpp, OpenVINO and transformers: all in turns, in one run.
+
+    make real && .venv/bin/python benchmarks/peers.py && .venv/bin/python benchmarks/cpu_engine.py [PART ...]
+
+Each library is a process of its own on two threads, see workers/; llama.cpp and gemlens read the same file, OpenVINO
+has its weights in eight bits, transformers in bfloat16. Prompts are parts of a real text, another one in each round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics  # type: ignore[import-untyped]
+from typing import Any
+
+import torch
+from peers import BFLOAT16, OPENVINO, PYTHON, REAL, SHAPES, WEIGHTS
+from report import Claim, write
+
+from gemlens import AutoTokenizer
+
+ROUNDS = 5
+THREADS = 2
+LENGTHS, NEW = (32, 128, 512, 1024, 2048, 4096), 33
+PREFILL = 1024
+BATCHES = (1, 2, 4, 8, 16)
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A library and what it loads.
+
+    Args:
+        script: in workers/.
+        settings: of `load`.
+        python: runs it.
+    """
+
+    script: str
+    settings: Mapping[str, Any]
+    python: Path = PYTHON
+
+
+def gemlens(path: Path) -> Kind:
+    """This checkout, with weights as the file has them."""
+    return Kind("run_gemlens.py", {"path": str(path), "quantize": "stored"}, Path(sys.executable))
+
+
+def llama(path: Path) -> Kind:
+    """llama.cpp, with room for the longest prompt."""
+    return Kind("run_llama.py", {"path": str(path), "n_ctx": 8192})
+
+
+KINDS = {
+    "gemlens": gemlens(REAL),
+    "llama.cpp": llama(REAL),
+    "OpenVINO int8": Kind("run_openvino.py", {"path": str(OPENVINO)}),
+    "transformers bf16": Kind("run_transformers.py", {"path": str(BFLOAT16)}),
+}
+
+
+class Worker:
+    """A library's process; see workers/protocol.py."""
+
+    def __init__(self, kind: Kind) -> None:
+        script = Path(__file__).with_name("workers") / kind.script
+        environment = {"OMP_NUM_THREADS": str(THREADS), "GEMLENS_THREADS": str(THREADS), "PATH": "/usr/bin:/bin"}
+        self.settings = kind.settings
+        self.process = subprocess.Popen(
+            [kind.python, "-W", "ignore", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+
+    def ask(self, action: str, **question: Any) -> Any:
+        """The answer to a question."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"do": action, **question}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def load(self) -> float:
+        """Seconds."""
+        return float(self.ask("load", **self.settings))
+
+
+@contextmanager
+def workers(kinds: Mapping[str, Kind]) -> Iterator[dict[str, Worker]]:
+    """Processes that have not loaded anything yet."""
+    found = {name: Worker(kind) for name, kind in kinds.items()}
+    try:
+        yield found
+    finally:
+        for worker in found.values():
+            worker.process.kill()
+            worker.process.wait()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Prompts of a real text.
+
+    Args:
+        ids: of all of it; the first begins every prompt.
+    """
+
+    ids: list[int]
+
+    @classmethod
+    def read(cls) -> "Text":
+        """The reference of Python's language."""
+        tokenizer = AutoTokenizer.from_pretrained(REAL.parent, gguf_file=REAL.name)
+        return cls(tokenizer("\n\n".join(topics[name] for name in sorted(topics))).input_ids)
+
+    def prompt(self, length: int, number: int) -> list[int]:
+        """Another one for every number."""
+        begin = 1 + number * 5003 % (len(self.ids) - length)
+        return [self.ids[0], *self.ids[begin : begin + length - 1]]
+
+
+def rate(moments: list[float]) -> float:
+    """Tokens a second, after the first."""
+    return (len(moments) - 1) / (moments[-1] - moments[0])
+
+
+def answers(text: Text) -> list[Claim]:
+    """Prefill and decode by length, load and memory."""
+    names = list(KINDS)
+    decode, prefill = ({length: {name: [] for name in names} for length in LENGTHS} for _ in "dp")
+    load: dict[str, list[float]] = {name: [] for name in names}
+    room: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(ROUNDS):
+        with workers(KINDS) as running:
+            for name, worker in running.items():
+                load[name].append(worker.load())
+            for length in sorted(LENGTHS, key=lambda length: length != PREFILL):  # memory is of this length
+                prompt = text.prompt(length, number)
+                for name, worker in running.items():
+                    if length == PREFILL:
+                        worker.ask("run", rows=[text.prompt(64, number)], new=8)
+                    moments = worker.ask("run", rows=[prompt], new=NEW)
+                    decode[length][name].append(rate(moments))
+                    prefill[length][name].append(length / moments[0])
+                    if length == PREFILL:
+                        bare, _, most = worker.ask("memory")
+                        room[name].append((most - bare) / MEGABYTE)
+            print(f"round {number + 1} of {ROUNDS}", flush=True)
+    return [
+        *(Claim(f"decode after {length} tokens", "tokens/s", decode[length], True) for length in LENGTHS),
+        *(Claim(f"prefill of {length} tokens", "tokens/s", prefill[length], True) for length in LENGTHS),
+        Claim("load, with the tokenizer where the file has it", "s", load),
+        Claim(f"peak memory of a prompt of {PREFILL}, over the process with its imports", "MB", room),
+    ]
+
+
+def batches(text: Text) -> list[Claim]:
+    """All rows together, beside one row."""
+    figures: dict[str, list[float]] = {f"{count} rows": [] for count in sorted(BATCHES, reverse=True)}
+    theirs: dict[str, list[float]] = {name: [] for name in figures}
+    with workers({name: KINDS[name] for name in ("gemlens", "transformers bf16")}) as running:
+        for worker in running.values():
+            worker.load()
+            worker.ask("run", rows=[text.prompt(64, 0)] * 16, new=4)
+        for number in range(ROUNDS):
+            for count in BATCHES:
+                rows = [text.prompt(128, number * 16 + row) for row in range(count)]
+                for found, worker in zip((figures, theirs), running.values(), strict=True):
+                    found[f"{count} rows"].append(count * rate(worker.ask("run", rows=rows, new=NEW)))
+    return [
+        Claim(f"decode of {name} at once, all together", "tokens/s",
+              {"gemlens": figures[name], "transformers bf16": theirs[name], "gemlens, 1 row": figures["1 rows"]}, True)
+        for name in figures
+    ]  # fmt: skip
+
+
+def large(text: Text) -> list[Claim]:
+    """Larger shapes, with numbers by chance."""
+    claims = []
+    for shape in SHAPES:
+        path = WEIGHTS / f"{shape}-q4_0.gguf"
+        kinds = {"gemlens": gemlens(path), "llama.cpp": llama(path)}
+        decode: dict[str, list[float]] = {name: [] for name in [*kinds, "reading all weights"]}
+        prefill: dict[str, list[float]] = {name: [] for name in kinds}
+        with workers(kinds) as running:
+            for worker in running.values():
+                worker.load()
+                worker.ask("run", rows=[text.prompt(64, 0)], new=4)
+            for number in range(ROUNDS):
+                for name, worker in running.items():
+                    moments = worker.ask("run", rows=[text.prompt(128, number)], new=NEW)
+                    decode[name].append(rate(moments))
+                    prefill[name].append(128 / moments[0])
+                decode["reading all weights"].append(bandwidth() / path.stat().st_size)
+        claims.append(Claim(f"{shape} in Q4_0, decode after 128 tokens", "tokens/s", decode, True))
+        claims.append(Claim(f"{shape} in Q4_0, prefill of 128 tokens", "tokens/s", prefill, True))
+    return claims
+
+
+def bandwidth() -> float:
+    """Bytes a second that two threads read: the best of a few sums of a gigabyte."""
+    room = torch.ones(2**28)
+    return room.nbytes / min(seconds(room.sum) for _ in range(4))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+PARTS: dict[str, Callable[[Text], list[Claim]]] = {"answers": answers, "batches": batches, "large": large}
+
+
+def main() -> None:
+    """Measures; writes when all parts were."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all")
+    asked = parser.parse_args().parts or list(PARTS)
+    torch.set_num_threads(THREADS)
+    text = Text.read()
+    claims = [claim for part in asked for claim in PARTS[part](text)]
+    for claim in claims:
+        middle = {name: f"{statistics.median(values):.4g}" for name, values in claim.figures.items()}
+        print(claim.what, claim.unit, middle, flush=True)
+    if len(asked) == len(PARTS):
+        print(write("cpu_engine", "The CPU engine beside its peers", claims, f"{ROUNDS} rounds"))
+
+
+if __name__ == "__main__":
+    main()

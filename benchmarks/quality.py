@@ -1,0 +1,90 @@
+"""What eight bits of activations and blocks of weights cost: on 20,000 tokens of a real text, beside exact float32.
+
+    make real && .venv/bin/python benchmarks/peers.py && .venv/bin/python benchmarks/quality.py
+
+The real Gemma 3 270M Q4_K_M file: its blocks as exact float32 numbers are the truth, gemlens with quantize="stored" and
+llama.cpp compute with the blocks. In every row of 1,024 tokens each token but the first is predicted from those before.
+The screened head is held against the full one for every token, for the largest logit and for the 64 largest.
+"""
+
+import datetime
+import json
+import math
+from typing import Any
+
+import torch
+from cpu_engine import Text, llama, workers
+from peers import REAL
+from report import FOLDER, commit, machine
+from torch import Tensor
+
+from gemlens import AutoModelForCausalLM
+
+ROWS, LENGTH = 20, 1024
+KEPT = (1, 64)
+
+
+def load(**settings: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(REAL.parent, gguf_file=REAL.name, **settings).eval()
+
+
+def judged(logits: Tensor, ids: Tensor) -> tuple[list[float], list[int]]:
+    """As workers/protocol.py says, of logits [S, V]."""
+    losses = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+    return losses.tolist(), logits[:-1].argmax(-1).tolist()
+
+
+def differing(model: Any, hidden: Tensor, logits: Tensor) -> int:
+    """For how many tokens the screened head gives anything but the largest of the full one's logits."""
+    wrong = 0
+    for state, full in zip(hidden, logits, strict=True):
+        for kept in KEPT:
+            least = full.topk(kept).values[-1]
+            found = model.lm_head.largest(state[None, None], kept).flatten()
+            wrong += not torch.equal(found, full.where(full >= least, -torch.inf))
+    return wrong
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    text = Text.read()
+    rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
+    stored, exact = load(quantize="stored"), load(dtype=torch.float32)
+    told: dict[str, list[tuple[list[float], list[int]]]] = {"exact float32": [], "gemlens": [], "llama.cpp": []}
+    wrong = 0
+    kind = llama(REAL)
+    with (
+        torch.inference_mode(),
+        workers(
+            {"llama.cpp": type(kind)(kind.script, {**kind.settings, "n_ctx": LENGTH, "logits_all": True})}
+        ) as running,
+    ):
+        running["llama.cpp"].load()
+        for number, row in enumerate(rows):
+            ids = torch.tensor(row)
+            told["exact float32"].append(judged(exact(ids[None]).logits[0], ids))
+            hidden = stored.model(ids[None]).last_hidden_state
+            logits = stored.lm_head(hidden)[0]
+            told["gemlens"].append(judged(logits, ids))
+            wrong += differing(stored, hidden[0], logits)
+            told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
+            print(f"row {number + 1} of {ROWS}", flush=True)
+    likeliest = {name: [token for _, tokens in each for token in tokens] for name, each in told.items()}
+    mean = {name: sum(sum(losses) for losses, _ in each) / len(likeliest[name]) for name, each in told.items()}
+    figures = {
+        name: {
+            "perplexity": math.exp(mean[name]),
+            "perplexity above exact, %": 100 * (math.exp(mean[name] - mean["exact float32"]) - 1),
+            "same first choice, %": 100 * sum(map(int.__eq__, tokens, likeliest["exact float32"])) / len(tokens),
+        }
+        for name, tokens in likeliest.items()
+    }
+    tokens = len(likeliest["gemlens"])
+    about = {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(), "tokens": tokens}
+    result = {**about, "figures": figures, "screened head differs": wrong}
+    print(json.dumps(result, indent=1))
+    (FOLDER / f"{about['date']}-quality.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

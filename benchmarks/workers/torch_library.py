@@ -1,0 +1,43 @@
+"""What libraries of torch models have in common, for workers/protocol.py; how a model is loaded is their own."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Moments:
+    """A streamer that notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.found.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+class TorchLibrary:
+    """Answers with `self.model`."""
+
+    model: Any = None
+
+    def run(self, rows: list[list[int]], new: int) -> list[float]:
+        """See protocol.Library."""
+        ids, moments = torch.tensor(rows), Moments()
+        self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None,
+            pad_token_id=0, streamer=moments,
+        )  # fmt: skip
+        return moments.found[1:]  # the first is the prompt
+
+    def judge(self, ids: list[int]) -> tuple[list[float], list[int]]:
+        """See protocol.Library."""
+        rows = torch.tensor([ids])
+        with torch.inference_mode():
+            logits = self.model(input_ids=rows).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, rows[0, 1:], reduction="none")
+        return losses.tolist(), logits.argmax(-1).tolist()
