@@ -1,7 +1,7 @@
 """DynamicCache: grows with the text. Sliding layers keep only what their window needs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,15 @@ from gemlens.errors import InputError
 from gemlens.spans import Span, join, plain_span
 
 _LEAST_ROOM = 64  # slots for tokens to come
+
+
+class Reserved(NamedTuple):
+    """Where keys and values of a layer lie: in the slots from `first` to before `end` of [B, K, room, H] each."""
+
+    keys: Tensor
+    values: Tensor
+    first: int
+    end: int
 
 
 class DynamicLayer:
@@ -54,8 +63,8 @@ class DynamicLayer:
                 self.change(Tensor.clone)
         return given
 
-    def reserve(self, count: int, keep: int | None) -> tuple[Tensor, Tensor]:
-        """Like `append`, but the last `count` slots of what is given are left to the caller to write.
+    def reserve(self, count: int, keep: int | None) -> "Reserved":
+        """Like `append` of `count` new tokens, but their slots, the last ones, are the caller's to write.
 
         Something must be held already, without gradients.
         """
@@ -69,7 +78,7 @@ class DynamicLayer:
         first, end = self._first, self._end
         if keep is not None:
             self._first = max(first, end - keep)
-        return self._held[0][:, :, first:end], self._held[1][:, :, first:end]
+        return Reserved(*self._held, first, end)
 
     def change(self, how: Callable[[Tensor], Tensor]) -> None:
         """Replaces keys and values by `how` of them."""
@@ -208,7 +217,7 @@ class DynamicCache:
             each is not None and each.dtype is dtype and len(each) == rows and not each.requires_grad for each in held
         )
 
-    def reserve(self, count: int, layer_idx: int) -> tuple[Tensor, Tensor]:
+    def reserve(self, count: int, layer_idx: int) -> Reserved:
         """Like `update` of `count` new tokens a row, but their slots, the last ones, are the caller's to write."""
         layer = self.layers[layer_idx]
         return layer.reserve(count, self._keep.get(layer.window))

@@ -129,9 +129,11 @@ class FusedLayers(Layers):
                     spans, tensors = addresses(view)
                     held.append(tensors)
                     views.append((spans, reach(view)))
-            keys, values = cache.reserve(steps, index)
-            turns.append((cast(FusedLayer, layer).native(), keys.data_ptr(), values.data_ptr(), keys.stride(0),
-                          keys.stride(1), keys.shape[2], *turned[id(rotation)], numbers[id(view)]))  # fmt: skip
+            keys, values, first, end = cache.reserve(steps, index)
+            row, head, slot, _ = keys.stride()
+            begin = first * slot * keys.element_size()
+            turns.append((cast(FusedLayer, layer).native(), keys.data_ptr() + begin, values.data_ptr() + begin, row, head,
+                          end - first, *turned[id(rotation)], numbers[id(view)]))  # fmt: skip
         cos = calls[0][0][0]
         result = hidden.float().clone(memory_format=torch.contiguous_format)
         machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it

@@ -68,7 +68,7 @@ struct Kernels {
     float screen_step;  // of a tile's sizes
 };
 
-constexpr std::int64_t LOOK = 256;
+constexpr std::int64_t LOOK = 128;
 constexpr int PANEL = 8;  // tokens whose groups lie side by side where there are many
 
 // Positions, blocks and segments of tokens, as gemlens.spans has them: row r's are at + r * row. No segments: at is null.

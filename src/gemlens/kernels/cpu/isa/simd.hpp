@@ -100,6 +100,7 @@ struct Simd {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
     }
     static Floats absolute(Floats a) { return _mm512_abs_ps(a); }
+    static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
     static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static Floats multiply_add(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
     static void store(float* place, Floats values) { _mm512_storeu_ps(place, values); }
@@ -208,6 +209,12 @@ struct Simd {
     }
     static Floats absolute(Floats a) {
         return both<Floats>([&](int i) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.part[i]); });
+    }
+    static float sum(Floats a) {
+        const __m256 eight = _mm256_add_ps(a.part[0], a.part[1]);
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
     static Floats multiply(Floats a, Floats b) {
         return both<Floats>([&](int i) { return _mm256_mul_ps(a.part[i], b.part[i]); });
@@ -320,6 +327,11 @@ struct Simd {
     static Floats absolute(Floats a) {
         for (auto& each : a.at) each = std::fabs(each);
         return a;
+    }
+    static float sum(Floats a) {
+        float all = 0.0f;
+        for (const float each : a.at) all += each;
+        return all;
     }
     static Floats multiply(Floats a, Floats b) {
         for (int row = 0; row < ROWS; ++row) a.at[row] *= b.at[row];
