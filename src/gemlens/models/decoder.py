@@ -47,10 +47,17 @@ class Placement:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a caller wants to look at besides the result."""
+    """What a caller wants to look at.
+
+    Args:
+        hidden_states, attentions: of all layers, besides the result.
+        last: of how many of the last tokens the result is wanted, where nothing else is; 0 for all. The last layer then
+            computes keys and values of all tokens, and everything else of these only.
+    """
 
     hidden_states: bool = False
     attentions: bool = False
+    last: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,12 +97,15 @@ class Attention(AttentionBlock):
     def forward(
         self, hidden: Tensor, rotation: tuple[Tensor, Tensor], view: View, cache: Cache | None, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] -> [B, S, D] and, if asked for, the weights [B, N, S, T]."""
+        """[B, S, D] -> [B, S, D] and, if asked for, the weights [B, N, S, T]; both of the last tokens, `view.query`."""
+        count = len(view.query)
         query, key, value = (
             states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, N or K, S, H]
-            for states in (self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden))
+            for states in (self.q_proj(hidden[:, -count:]), self.k_proj(hidden), self.v_proj(hidden))
         )
-        query, key = rotate(self.q_norm(query), *rotation), rotate(self.k_norm(key), *rotation)
+        cos, sin = rotation
+        query = rotate(self.q_norm(query), cos[:, -count:], sin[:, -count:])
+        key = rotate(self.k_norm(key), cos, sin)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         # Only the specification gives weights back; its result is the same as that of the others.
@@ -137,10 +147,13 @@ class DecoderLayer(nn.Module):
         weights: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream [B, S, D] -> the same; `dtype` is that of the arithmetic between the norms."""
+        """The residual stream [B, S, D] -> the same of the last tokens, those of `view.query`.
+
+        `dtype` is that of the arithmetic between the norms.
+        """
         before_attention, after_attention, before_mlp, after_mlp = map(self.get_submodule, self.norm_order)
         mixed, seen = self.self_attn(before_attention(hidden).to(dtype), rotation, view, cache, weights)
-        hidden = hidden + after_attention(mixed.to(hidden.dtype))
+        hidden = hidden[:, -len(view.query) :] + after_attention(mixed.to(hidden.dtype))
         transformed = self.mlp(before_mlp(hidden).to(dtype))
         return hidden + after_mlp(transformed.to(hidden.dtype)), seen
 
@@ -184,6 +197,9 @@ def run_layers(
             _ = view.mask  # made before, so that the compiled part takes tensors only
         return _compiled()([*layers], hidden, calls, cache, dtype), [], []
     if not (recording.hidden_states or recording.attentions or checkpointing):
+        if 0 < recording.last < len(span):
+            rotation, view = calls[-1]
+            calls[-1] = rotation, View(span.last(recording.last), view.key, view.window)
         return layers(hidden, calls, cache, dtype), [], []
     inputs, attentions = [], []
     for layer, (rotation, view) in zip(layers, calls, strict=False):

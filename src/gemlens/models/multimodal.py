@@ -23,7 +23,7 @@ from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalM
 from gemlens.models.placement import Blocks, place
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.models.siglip import SiglipVisionModel
-from gemlens.models.text import TEXT_MODELS, TextModel, last_tokens
+from gemlens.models.text import TEXT_MODELS, TextModel, last_tokens, last_wanted
 from gemlens.spans import Span
 
 MultimodalConfig = PaliGemmaConfig | Gemma3Config
@@ -389,7 +389,8 @@ class MultimodalForConditionalGeneration(GenerativeModel):
             input_ids, pixel_values, attention_mask, position_ids, past_key_values, token_type_ids, cache_position,
             inputs_embeds, labels,
         )  # fmt: skip
-        read = self.model.read(prompt, use_cache, self.recording(output_hidden_states, output_attentions))
+        last = 0 if labels is not None else last_wanted(logits_to_keep)
+        read = self.model.read(prompt, use_cache, self.recording(output_hidden_states, output_attentions, last))
         decoded = read.decoded
         logits = self._logits(last_tokens(decoded.last, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)

@@ -296,11 +296,12 @@ class PreTrainedModel(nn.Module):
             if "gradient_checkpointing" in vars(module):
                 module.gradient_checkpointing = on  # type: ignore[assignment]
 
-    def recording(self, hidden_states: bool | None, attentions: bool | None) -> Recording:
+    def recording(self, hidden_states: bool | None, attentions: bool | None, last: int = 0) -> Recording:
         """What to record: the arguments, or the config's defaults where they are None."""
         return Recording(
             self.config.output_hidden_states if hidden_states is None else hidden_states,
             self.config.output_attentions if attentions is None else attentions,
+            last,
         )
 
     def cache_for(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:

@@ -159,6 +159,11 @@ TEXT_MODELS: dict[str, type[TextModel]] = {
 }
 
 
+def last_wanted(logits_to_keep: int | Tensor) -> int:
+    """Of how many of the last tokens `last_tokens` takes some; 0 for all."""
+    return logits_to_keep if type(logits_to_keep) is int and logits_to_keep > 0 else 0
+
+
 def last_tokens(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """The hidden states whose logits are wanted: the last n of [B, S, D] (0: all), or those at the indices [n].
 
@@ -265,7 +270,8 @@ class CausalLM(GenerativeModel):
             cache=self.cache_for(past_key_values, use_cache),
             cache_position=cache_position,
         )
-        decoded = self.model.decode(embeds, placement, self.recording(output_hidden_states, output_attentions))
+        last = 0 if labels is not None else last_wanted(logits_to_keep)
+        decoded = self.model.decode(embeds, placement, self.recording(output_hidden_states, output_attentions, last))
         logits = self._logits(last_tokens(decoded.last, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(loss, logits, placement.cache, decoded.hidden_states, decoded.attentions)

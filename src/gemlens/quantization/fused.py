@@ -70,6 +70,9 @@ class FusedLayer(nn.Module):
         keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
         if cache is not None:
             keys, values = cache.update(keys.to(dtype), values.to(dtype), attention.layer_idx)
+        count = len(view.query)
+        if count < steps:  # of the last layer only these are wanted
+            query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
         if steps > FEW or keys.dtype is torch.float32:
             mixed = attend(query, keys.float(), values.float(), view, attention.scale, attention.cap)
         else:
@@ -107,12 +110,10 @@ class FusedLayers(Layers):
 
     def forward(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None, dtype: torch.dtype) -> Tensor:
         """See Layers.forward."""
+        if not self._serves(hidden, calls, cache):
+            return super().forward(hidden, calls, cache, dtype)
+        assert isinstance(cache, DynamicCache)
         batch, steps, _ = hidden.shape
-        wants_gradients = torch.is_grad_enabled() and hidden.requires_grad
-        if steps > FEW or wants_gradients or type(cache) is not DynamicCache:  # others keep what they hold elsewhere
-            return super().forward(hidden, calls, cache, dtype)
-        if not (all(isinstance(layer, FusedLayer) for layer in self) and cache.can_reserve(batch, torch.float32)):
-            return super().forward(hidden, calls, cache, dtype)
         held: list[Any] = []  # what native code has addresses of
         turned: dict[int, tuple[int, int]] = {}
         numbers: dict[int, int] = {}  # of views
@@ -132,14 +133,23 @@ class FusedLayers(Layers):
             keys, values, first, end = cache.reserve(steps, index)
             row, head, slot, _ = keys.stride()
             begin = first * slot * keys.element_size()
-            turns.append((cast(FusedLayer, layer).native(), keys.data_ptr() + begin, values.data_ptr() + begin, row, head,
-                          end - first, *turned[id(rotation)], numbers[id(view)]))  # fmt: skip
+            seen = keys.data_ptr() + begin, values.data_ptr() + begin, row, head, end - first
+            turns.append((cast(FusedLayer, layer).native(), *seen, *turned[id(rotation)], numbers[id(view)]))
         cos = calls[0][0][0]
         result = hidden.float().clone(memory_format=torch.contiguous_format)
         machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it
             turns, views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
         )
         return result.to(hidden.dtype)
+
+    def _serves(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None) -> bool:
+        """Whether one call does it: few tokens, all of them wanted, and a cache to write to that has begun."""
+        batch, steps, _ = hidden.shape
+        is_asked = steps <= FEW and len(calls[-1][1].query) == steps
+        if not is_asked or (torch.is_grad_enabled() and hidden.requires_grad):
+            return False
+        has_room = type(cache) is DynamicCache and cache.can_reserve(batch, torch.float32)  # others keep it elsewhere
+        return has_room and all(isinstance(layer, FusedLayer) for layer in self)
 
 
 def can_fuse(layer: nn.Module) -> bool:
