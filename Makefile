@@ -45,6 +45,9 @@ bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/tokenizers_and_text.py
 	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/new_question.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/cpu_engine.py
+	$(BIN)/python benchmarks/quality.py
 
 eval-tiny: setup  ## score the embedded model on 1,000 scenes that it never saw
 	$(BIN)/python recipes/gemlens-tiny/score.py

@@ -7,6 +7,7 @@ has its weights in eight bits, transformers in bfloat16. Prompts are parts of a 
 """
 
 import argparse
+import datetime
 import json
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from peers import BFLOAT16, OPENVINO, PYTHON, REAL, SHAPES, WEIGHTS
-from report import Claim, write
+from report import FOLDER, Claim, write
 
 from gemlens import AutoTokenizer
 
@@ -48,14 +49,14 @@ class Kind:
     python: Path = PYTHON
 
 
-def gemlens(path: Path) -> Kind:
+def gemlens(path: Path, **settings: Any) -> Kind:
     """This checkout, with weights as the file has them."""
-    return Kind("run_gemlens.py", {"path": str(path), "quantize": "stored"}, Path(sys.executable))
+    return Kind("run_gemlens.py", {"path": str(path), "quantize": "stored", **settings}, Path(sys.executable))
 
 
-def llama(path: Path) -> Kind:
+def llama(path: Path, **settings: Any) -> Kind:
     """llama.cpp, with room for the longest prompt."""
-    return Kind("run_llama.py", {"path": str(path), "n_ctx": 8192})
+    return Kind("run_llama.py", {"path": str(path), "n_ctx": LENGTHS[-1] + NEW, **settings})
 
 
 KINDS = {
@@ -130,33 +131,47 @@ def rate(moments: list[float]) -> float:
     return (len(moments) - 1) / (moments[-1] - moments[0])
 
 
-def answers(text: Text) -> list[Claim]:
-    """Prefill and decode by length, load and memory."""
-    names = list(KINDS)
-    decode, prefill = ({length: {name: [] for name in names} for length in LENGTHS} for _ in "dp")
-    load: dict[str, list[float]] = {name: [] for name in names}
-    room: dict[str, list[float]] = {name: [] for name in names}
+def beginnings(text: Text) -> list[Claim]:
+    """Load and memory, in fresh processes; of gemlens with the tokenizer, which llama.cpp has too, and without."""
+    kinds = {
+        "gemlens, with tokenizer": KINDS["gemlens"],
+        "gemlens, model only": gemlens(REAL, tokenizer=False),
+        **KINDS,
+    }
+    del kinds["gemlens"]
+    load: dict[str, list[float]] = {name: [] for name in kinds}
+    room: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(ROUNDS):
-        with workers(KINDS) as running:
-            for name, worker in running.items():
-                load[name].append(worker.load())
-            for length in sorted(LENGTHS, key=lambda length: length != PREFILL):  # memory is of this length
+        for name, kind in kinds.items():
+            with workers({name: kind}) as running:
+                load[name].append(running[name].load())
+                running[name].ask("run", rows=[text.prompt(PREFILL, number)], new=NEW)
+                bare, _, most = running[name].ask("memory")
+                room[name].append((most - bare) / MEGABYTE)
+    return [
+        Claim("load", "s", load),
+        Claim(f"peak memory of a prompt of {PREFILL} and {NEW} tokens, over the process with its imports", "MB", room),
+    ]
+
+
+def answers(text: Text) -> list[Claim]:
+    """Prefill and decode by length."""
+    decode, prefill = ({length: {name: [] for name in KINDS} for length in LENGTHS} for _ in "dp")
+    with workers(KINDS) as running:
+        for worker in running.values():
+            worker.load()
+            worker.ask("run", rows=[text.prompt(PREFILL, ROUNDS)], new=NEW)
+        for number in range(ROUNDS):
+            for length in LENGTHS:
                 prompt = text.prompt(length, number)
                 for name, worker in running.items():
-                    if length == PREFILL:
-                        worker.ask("run", rows=[text.prompt(64, number)], new=8)
                     moments = worker.ask("run", rows=[prompt], new=NEW)
                     decode[length][name].append(rate(moments))
                     prefill[length][name].append(length / moments[0])
-                    if length == PREFILL:
-                        bare, _, most = worker.ask("memory")
-                        room[name].append((most - bare) / MEGABYTE)
             print(f"round {number + 1} of {ROUNDS}", flush=True)
     return [
         *(Claim(f"decode after {length} tokens", "tokens/s", decode[length], True) for length in LENGTHS),
         *(Claim(f"prefill of {length} tokens", "tokens/s", prefill[length], True) for length in LENGTHS),
-        Claim("load, with the tokenizer where the file has it", "s", load),
-        Claim(f"peak memory of a prompt of {PREFILL}, over the process with its imports", "MB", room),
     ]
 
 
@@ -209,13 +224,54 @@ def bandwidth() -> float:
     return room.nbytes / min(seconds(room.sum) for _ in range(4))
 
 
+def product_rate() -> float:
+    """Operations a second of torch's products of eight-bit numbers: the best of a few."""
+    left, right = (torch.randint(-99, 99, (2048, 2048), dtype=torch.int8) for _ in "lr")
+    return 2 * 2048**3 / min(seconds(lambda: torch._int_mm(left, right)) for _ in range(6))
+
+
 def seconds(action: Callable[[], object]) -> float:
+    """How long it takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-PARTS: dict[str, Callable[[Text], list[Claim]]] = {"answers": answers, "batches": batches, "large": large}
+def lines(claims: list[Claim], path: Path) -> None:
+    """Decode and prefill against length, and the roofline of gemlens: what it reaches of the machine's two limits."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    found = {claim.what: claim.figures for claim in claims}
+    figure, (*curves, roof) = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    for axes, what in zip(curves, ("decode after {} tokens", "prefill of {} tokens"), strict=True):
+        for name in KINDS:
+            middles = [statistics.median(found[what.format(length)][name]) for length in LENGTHS]
+            axes.plot(LENGTHS, middles, marker="o", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="tokens/s", title=what.format("N"))
+        axes.legend(fontsize=8)
+    read, products, size = bandwidth(), product_rate(), REAL.stat().st_size
+    weights = 268e6 * 2  # operations of a token with its head
+    points = {f"decode, {count}": (count, found[f"decode of {count} rows at once, all together"]) for count in BATCHES}
+    points |= {f"prefill, {length}": (length, found[f"prefill of {length} tokens"]) for length in LENGTHS}
+    intensity = [10**power for power in (0, 1, 2, 3, 4)]
+    roof.plot(intensity, [min(read * each, products) / 1e9 for each in intensity], color="black")
+    for label, (tokens, figures) in points.items():
+        each = weights if "decode" in label else 2 * 100e6  # only the last token of a prompt goes through the head
+        place = tokens * each / size, statistics.median(figures["gemlens"]) * each / 1e9
+        roof.plot(*place, marker="o", color="#3b6ea5")
+        roof.annotate(label, place, fontsize=7)
+    title = f"roofline: {read / 1e9:.0f} GB/s read, {products / 1e9:.0f} GOP/s of eight bits"
+    roof.set(xscale="log", yscale="log", xlabel="operations per byte of the file", ylabel="GOP/s", title=title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+PARTS: dict[str, Callable[[Text], list[Claim]]] = {
+    "answers": answers, "batches": batches, "large": large, "beginnings": beginnings,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -231,6 +287,7 @@ def main() -> None:
         print(claim.what, claim.unit, middle, flush=True)
     if len(asked) == len(PARTS):
         print(write("cpu_engine", "The CPU engine beside its peers", claims, f"{ROUNDS} rounds"))
+        lines(claims, FOLDER / f"{datetime.date.today()}-cpu_engine-lines.png")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,19 @@ The screened head is held against the full one for every token, for the largest 
 import datetime
 import json
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from cpu_engine import Text, llama, workers
+from cpu_engine import Text, gemlens, llama, workers
 from peers import REAL
 from report import FOLDER, commit, machine
 from torch import Tensor
 
-from gemlens import AutoModelForCausalLM
+from gemlens import AutoModelForCausalLM, AutoTokenizer
+from gemlens.checkpoints.gguf_export import export_gguf
+from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
 ROWS, LENGTH = 20, 1024
 KEPT = (1, 64)
@@ -26,6 +30,28 @@ KEPT = (1, 64)
 
 def load(**settings: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(REAL.parent, gguf_file=REAL.name, **settings).eval()
+
+
+def written(text: Text) -> dict[str, float]:
+    """Files that gemlens writes, judged by itself and by llama.cpp, on one row."""
+    model = load(dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(REAL.parent, gguf_file=REAL.name)
+    vocabulary = gguf_vocabulary(tokenizer, model.config.vocab_size)
+    shares = {}
+    for kind in ("q8", "q4"):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            export_gguf(model, vocabulary, path, kind)
+            kinds = {"gemlens": gemlens(path, tokenizer=False), "llama.cpp": llama(path, n_ctx=LENGTH, logits_all=True)}
+            with workers(kinds) as running:
+                for worker in running.values():
+                    worker.load()
+                told = [worker.ask("judge", ids=text.prompt(LENGTH, 0)) for worker in running.values()]
+        (mine, ours), (its, theirs) = told
+        more = math.exp((sum(its) - sum(mine)) / len(its)) - 1
+        shares[f"{kind}: perplexity in llama.cpp, % above that here"] = 100 * more
+        shares[f"{kind}: the same first choice, %"] = 100 * sum(map(int.__eq__, ours, theirs)) / len(ours)
+    return shares
 
 
 def judged(logits: Tensor, ids: Tensor) -> tuple[list[float], list[int]]:
@@ -81,7 +107,7 @@ def main() -> None:
     }
     tokens = len(likeliest["gemlens"])
     about = {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(), "tokens": tokens}
-    result = {**about, "figures": figures, "screened head differs": wrong}
+    result = {**about, "figures": figures, "screened head differs": wrong, "files of gemlens": written(text)}
     print(json.dumps(result, indent=1))
     (FOLDER / f"{about['date']}-quality.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from protocol import serve
 from torch_library import TorchLibrary
 
@@ -11,16 +10,17 @@ from gemlens import AutoModelForCausalLM, AutoTokenizer
 
 
 class Gemlens(TorchLibrary):
-    """A GGUF file, with its tokenizer."""
+    """A GGUF file, with its tokenizer or without."""
 
     tokenizer: Any = None
 
-    def load(self, path: str, dtype: str = "float32", **settings: Any) -> None:
+    def load(self, path: str, tokenizer: bool = True, **settings: Any) -> None:
         """See protocol.Library."""
         self.model = self.tokenizer = None
         file: dict[str, Any] = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
-        self.model = AutoModelForCausalLM.from_pretrained(**file, dtype=getattr(torch, dtype), **settings)
-        self.tokenizer = AutoTokenizer.from_pretrained(**file)
+        self.model = AutoModelForCausalLM.from_pretrained(**file, **settings)
+        if tokenizer:
+            self.tokenizer = AutoTokenizer.from_pretrained(**file)
 
 
 serve(Gemlens())

@@ -151,7 +151,7 @@ def test_the_environment_forces_a_path(kernels: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GEMLENS_KERNELS", kernels)
     monkeypatch.setenv("GEMLENS_THREADS", "3")
     machine.cache_clear()
-    assert (machine().kernels, machine().threads) == (kernels, 3)
+    assert (machine().kernels, machine().threads) == (kernels, min(3, cores()))  # more would wait for each other
     machine.cache_clear()
 
 

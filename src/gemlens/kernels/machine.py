@@ -1,7 +1,8 @@
 """Which kernels run on this machine, and on how many threads.
 
 GEMLENS_KERNELS=reference|portable|avx2|avx512    forces a path; else the fastest that the processor has
-GEMLENS_THREADS=n                                 else as many as the cores that this process may use
+GEMLENS_THREADS=n                                 else as many as the cores that this process may use; never more, as
+                                                  threads that share a core only wait for each other
 """
 
 import math
@@ -81,7 +82,7 @@ def _threads() -> int:
         return cores()
     if not said.isdecimal() or not 1 <= int(said) <= 1024:
         raise InputError(f"GEMLENS_THREADS is {said!r}, but it must be a number of threads from 1 to 1024.")
-    return int(said)
+    return min(int(said), cores())
 
 
 def _native() -> ModuleType | None:
