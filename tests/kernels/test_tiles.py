@@ -15,7 +15,7 @@ from gemlens.errors import InputError
 from gemlens.kernels import machine as machines
 from gemlens.kernels import reference, tiles
 from gemlens.kernels.formats import BY_TYPE_ID, Q2_K, Q8_0, Format
-from gemlens.kernels.machine import Machine, machine
+from gemlens.kernels.machine import Machine, cores, machine
 from gemlens.kernels.tiles import FORMATS
 
 every_format = pytest.mark.parametrize("block_format", FORMATS, ids=lambda block_format: block_format.name)
