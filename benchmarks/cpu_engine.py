@@ -21,7 +21,7 @@ from pydoc_data.topics import topics  # type: ignore[import-untyped]
 from typing import Any
 
 import torch
-from peers import BFLOAT16, OPENVINO, PYTHON, REAL, SHAPES, WEIGHTS
+from peers import BFLOAT16, OPENVINO, PALIGEMMA, PALIGEMMA_3B, PYTHON, REAL, SHAPES, WEIGHTS
 from report import FOLDER, Claim, write
 
 from gemlens import AutoTokenizer
@@ -218,6 +218,25 @@ def large(text: Text) -> list[Claim]:
     return claims
 
 
+def pictures(text: Text) -> list[Claim]:
+    """One picture and 20 tokens of PaliGemma 3B's shape, from the call to the last token."""
+    pixels, tokens = PALIGEMMA["vision_config"]["image_size"], 256
+    kinds = {
+        "gemlens q8": Kind("run_gemlens.py", {"path": str(PALIGEMMA_3B), "quantize": "q8"}, Path(sys.executable)),
+        "transformers bf16": Kind("run_transformers.py", {"path": str(PALIGEMMA_3B), "pictures": True}),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in kinds}
+    with workers(kinds) as running:
+        for worker in running.values():
+            worker.load()
+        for number in range(ROUNDS + 1):
+            prompt = [PALIGEMMA["image_token_index"]] * tokens + text.prompt(8, number)
+            for name, worker in running.items():
+                figures[name].append(worker.ask("run", rows=[prompt], new=20, pixels=pixels)[-1])
+    rounds = {name: values[1:] for name, values in figures.items()}  # the first warms up
+    return [Claim("PaliGemma 3B's shape, a picture of 224 pixels, 8 tokens and 20 new ones", "s", rounds)]
+
+
 def bandwidth() -> float:
     """Bytes a second that two threads read: the best of a few sums of a gigabyte."""
     room = torch.ones(2**28)
@@ -270,7 +289,7 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "large": large, "beginnings": beginnings,
+    "answers": answers, "batches": batches, "large": large, "pictures": pictures, "beginnings": beginnings,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ build/peers/                                an environment with benchmarks/peers
 build/peers/weights/bfloat16                the real Gemma 3 270M of real/, its blocks as numbers, for transformers
 build/peers/weights/openvino-int8           the same in OpenVINO's representation
 build/peers/weights/{1b,4b}-q4_0.gguf       numbers by chance in Gemma 3's shapes, with the real vocabulary
+build/peers/weights/paligemma-3b            the same of PaliGemma's at 224 pixels, in bfloat16
 """
 
 import shutil
@@ -17,7 +18,14 @@ from typing import Any
 
 import torch
 
-from gemlens import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from gemlens import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+)
 from gemlens.checkpoints.gguf_export import export_gguf
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
@@ -27,11 +35,19 @@ PEERS = ROOT / "build" / "peers"
 WEIGHTS = PEERS / "weights"
 PYTHON = PEERS / "bin" / "python"
 BFLOAT16, OPENVINO = WEIGHTS / "bfloat16", WEIGHTS / "openvino-int8"
+PALIGEMMA_3B = WEIGHTS / "paligemma-3b"
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
            "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512},
     "4b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
            "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 1024},
+}  # fmt: skip
+PALIGEMMA: dict[str, Any] = {
+    "text_config": {"model_type": "gemma", "vocab_size": 257216, "hidden_size": 2048, "intermediate_size": 16384,
+                    "num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256},
+    "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+                      "num_attention_heads": 16, "patch_size": 14, "image_size": 224, "vision_use_head": False},
+    "image_token_index": 257152, "projection_dim": 2048,
 }  # fmt: skip
 
 
@@ -82,6 +98,14 @@ def by_chance(shape: str, place: Path) -> None:
     export_gguf(model, gguf_vocabulary(tokenizer, 262144), place, "q4")
 
 
+def paligemma_by_chance(place: Path) -> None:
+    """A folder that gemlens and transformers open."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    PaliGemmaForConditionalGeneration(PaliGemmaConfig(**PALIGEMMA)).save_pretrained(place)
+    torch.set_default_dtype(torch.float32)
+
+
 def main() -> None:
     """Brings all."""
     environment()
@@ -89,6 +113,7 @@ def main() -> None:
     once(OPENVINO, as_openvino)
     for shape in SHAPES:
         once(WEIGHTS / f"{shape}-q4_0.gguf", lambda place, shape=shape: by_chance(shape, place))
+    once(PALIGEMMA_3B, paligemma_by_chance)
 
 
 if __name__ == "__main__":

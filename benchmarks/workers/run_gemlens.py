@@ -6,17 +6,20 @@ from typing import Any
 from protocol import serve
 from torch_library import TorchLibrary
 
-from gemlens import AutoModelForCausalLM, AutoTokenizer
+from gemlens import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 
 class Gemlens(TorchLibrary):
-    """A GGUF file, with its tokenizer or without."""
+    """A GGUF file, with its tokenizer or without, or the folder of a model with pictures."""
 
     tokenizer: Any = None
 
     def load(self, path: str, tokenizer: bool = True, **settings: Any) -> None:
         """See protocol.Library."""
         self.model = self.tokenizer = None
+        if Path(path).is_dir():
+            self.model = AutoModelForImageTextToText.from_pretrained(path, **settings)
+            return
         file: dict[str, Any] = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
         self.model = AutoModelForCausalLM.from_pretrained(**file, **settings)
         if tokenizer:
