@@ -64,8 +64,9 @@ def differing(model: Any, hidden: Tensor, logits: Tensor) -> int:
     """For how many tokens the screened head gives anything but the largest of the full one's logits."""
     wrong = 0
     for state, full in zip(hidden, logits, strict=True):
+        most = full.topk(max(KEPT)).values
         for kept in KEPT:
-            least = full.topk(kept).values[-1]
+            least = most[kept - 1]
             found = model.lm_head.largest(state[None, None], kept).flatten()
             wrong += not torch.equal(found, full.where(full >= least, -torch.inf))
     return wrong
