@@ -125,6 +125,24 @@ def test_all_layers_at_once_give_what_each_alone_gives(
     assert calls
 
 
+@pytest.mark.parametrize(("length", "kept"), [(9, 1), (9, 4), (40, 1), (40, 30)])
+def test_the_last_layer_may_compute_only_some_tokens(tiny: ModuleType, file: Path, length: int, kept: int) -> None:
+    """Also behind what is cached and with padding; many tokens attend in bfloat16, few in float32."""
+    model, ids = load(file, quantize="stored"), tiny.words(2, length + 6)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+
+    def read(logits_to_keep: int) -> torch.Tensor:
+        with torch.no_grad():
+            cache = model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values
+            given = {"attention_mask": mask, "past_key_values": cache, "logits_to_keep": logits_to_keep}
+            return model(ids[:, 6:], **given).logits
+
+    whole, some = read(0), read(kept)
+    assert some.shape[1] == kept
+    assert torch.allclose(some, whole[:, -kept:], atol=2e-2 * float(whole.abs().max()))
+
+
 def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:
     model = load(file, quantize="stored")
     bytes_in_memory = sum(weight.numel() for weight in model.parameters() if weight.dtype is torch.uint8)

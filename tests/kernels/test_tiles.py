@@ -200,11 +200,11 @@ def test_every_format_of_the_kernels_is_a_format() -> None:
 @every_kernel
 @settings(max_examples=40, deadline=None)
 @given(
-    count=st.integers(1, 900), width=st.integers(1, 6), k=st.integers(1, 50), seed=st.integers(0, 2**32 - 1),
-    spread=st.sampled_from([0.0, 0.1, 1.0]), ties=st.booleans(),
+    count=st.integers(1, 3000), width=st.integers(1, 6), k=st.integers(1, 50), seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 0.1, 1.0]), ties=st.booleans(), outliers=st.integers(0, 6),
 )  # fmt: skip
 def test_the_largest_products_are_those_of_all(
-    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool
+    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool, outliers: int
 ) -> None:
     shape, chance = (count, 32 * width), torch.Generator().manual_seed(seed)
     data = blocks(Q8_0, count * width, seed)
@@ -212,9 +212,33 @@ def test_the_largest_products_are_those_of_all(
         raw = data.view(count, -1)
         raw[1::2] = raw[1:2].clone()
     x = torch.randn(shape[1], generator=chance) * spread
+    x[torch.randint(shape[1], (outliers,), generator=chance)] *= 30  # these are bounded otherwise than the others
     with using(tiles, kernels):
         packed = tiles.pack(data, Q8_0, shape)
         products = tiles.linear(x, packed)
         found = tiles.largest(x, packed, min(k, count))
     least = products.topk(min(k, count)).values[-1]
     assert torch.equal(found, products.where(products >= least, -torch.inf))
+
+
+@every_kernel
+@pytest.mark.parametrize("outliers", [0, 2, 12])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers: int, seed: int) -> None:
+    """Its upper halves say 0, and 112 tiles before it, which are computed first, say more than it and hold less."""
+    chance = torch.Generator().manual_seed(seed)
+    half = torch.randn(48, generator=chance)
+    half[:outliers] *= 30
+    x = torch.cat([half, -half])[torch.randperm(96, generator=chance)]
+    codes = torch.where(x > 0, 6, -6).to(torch.int8).repeat(1808, 1)  # 6 |x|, and 8 |x| by upper halves
+    codes[1800] = torch.where(x > 0, 15, 0)  # 7.5 |x|
+    scales = torch.full((1808, 3, 1), 0.01, dtype=torch.float16)
+    scales[1792:] = 0
+    scales[1800] = 0.01
+    data = torch.cat([scales.view(torch.uint8), codes.view(torch.uint8).view(1808, 3, 32)], 2).flatten()
+    with using(tiles, kernels):
+        packed = tiles.pack(data, Q8_0, (1808, 96))
+        products = tiles.linear(x, packed)
+        found = tiles.largest(x, packed, 1)
+    assert products.argmax() == 1800
+    assert torch.equal(found, products.where(products >= products[1800], -torch.inf))
