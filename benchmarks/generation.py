@@ -16,6 +16,7 @@ import torch
 import transformers
 from report import ROOT, Claim, write
 from torch import Tensor, nn
+from workers.torch_library import Moments
 
 import gemlens
 
@@ -29,26 +30,13 @@ SO400M = {
 }  # fmt: skip
 
 
-class Times:
-    """A streamer that notes when something comes: the prompt, then each token."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
 def token_times(model: Any, ids: Tensor, count: int) -> list[float]:
     """When the prompt was taken and when each of `count` tokens came."""
-    times = Times()
-    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, streamer=times,
+    moments = Moments()
+    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, streamer=moments,
                            **GREEDY)  # fmt: skip
     assert found.shape[1] == ids.shape[1] + count
-    return times.times
+    return moments.found
 
 
 def text_models() -> dict[str, Any]:

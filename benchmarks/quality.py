@@ -83,13 +83,8 @@ def main() -> None:
     stored, exact = load(quantize="stored"), load(dtype=torch.float32)
     told: dict[str, list[tuple[list[float], list[int]]]] = {"exact float32": [], "gemlens": [], "llama.cpp": []}
     wrong = 0
-    kind = llama(REAL)
-    with (
-        torch.inference_mode(),
-        workers(
-            {"llama.cpp": type(kind)(kind.script, {**kind.settings, "n_ctx": LENGTH, "logits_all": True})}
-        ) as running,
-    ):
+    kinds = {"llama.cpp": llama(REAL, n_ctx=LENGTH, logits_all=True)}
+    with torch.inference_mode(), workers(kinds) as running:
         running["llama.cpp"].load()
         for number, row in enumerate(rows):
             ids = torch.tensor(row)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Moments:
-    """A streamer that notes when tokens come."""
+    """A streamer that notes when something comes: the prompt, then each token."""
 
     def __init__(self) -> None:
         self.found: list[float] = []

@@ -14,7 +14,7 @@ _LEAST_ROOM = 64  # slots for tokens to come
 
 
 class Reserved(NamedTuple):
-    """Where keys and values of a layer lie: in the slots from `first` to before `end` of [B, K, room, H] each."""
+    """Where keys and values lie: in the slots from `first` to before `end` of [B, K, room, H] each, contiguous."""
 
     keys: Tensor
     values: Tensor
@@ -69,10 +69,9 @@ class DynamicLayer:
         Something must be held already, without gradients.
         """
         assert self._held is not None
-        if (
-            self._end + count > self._held[0].shape[2]
-            or self._held[0].is_inference() != torch.is_inference_mode_enabled()
-        ):
+        held = self._held[0]
+        is_ready = held.is_contiguous() and held.is_inference() == torch.is_inference_mode_enabled()
+        if not is_ready or self._end + count > held.shape[2]:
             self._make_room(count)
         self._end += count
         first, end = self._first, self._end

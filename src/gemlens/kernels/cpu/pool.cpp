@@ -7,7 +7,8 @@
 namespace gemlens {
 namespace {
 
-constexpr int LOOKS = 60000;  // for new work before a thread sleeps: about a millisecond, as long as Python takes between two pieces
+// For new work before a thread sleeps: about a millisecond, as long as Python takes between two pieces of it.
+constexpr int LOOKS = 60000;
 constexpr int PATIENCE = 1000;  // looks at work that others do, before the processor is offered to them
 
 void breathe() {
