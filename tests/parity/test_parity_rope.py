@@ -11,6 +11,7 @@ from pairs import TEXT, answers, batch, build, case_named, gap, text_config
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 import gemlens
+from gemlens.models.configs.rope import RopeSpec
 from gemlens.models.rope import rotations
 
 TRAINED = 32  # max_position_embeddings here
@@ -52,11 +53,15 @@ def configs(scaling: dict[str, Any] | None, **changes: Any) -> list[Any]:
     return [text_config(library, "Gemma3Text", **changes) for library in (transformers, gemlens)]
 
 
+def full_rope(config: Any) -> RopeSpec:
+    return next(rope for rope, kind in zip(config.ropes, config.layer_types, strict=True) if kind == "full_attention")
+
+
 def assert_equal_tables(scaling: dict[str, Any] | None, length: int, theta: float, head_dim: int = 16) -> None:
     theirs, ours = configs(scaling, rope_theta=theta, head_dim=head_dim)
     positions = torch.arange(length).unsqueeze(0)
     expected = Gemma3RotaryEmbedding(theirs)(torch.zeros(1), positions)
-    spec = next(rope for rope, kind in zip(ours.ropes, ours.layer_types, strict=True) if kind == "full_attention")
+    spec = full_rope(ours)
     for their_table, our_table in zip(expected, rotations(spec, positions, torch.float32), strict=True):
         assert gap(their_table, our_table) < 1e-5 * max(1, length // 64)  # one ulp of an angle grows with it
 
@@ -142,3 +147,19 @@ def test_multimodal_gemma_3_scales_as_the_reference_does() -> None:
     rows = batch(case, "left")
     theirs, ours = answers(pair, rows)
     assert gap(theirs.logits, ours.logits, rows.real) < 1e-4
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_are_rotated_as_many_are(name: str, dtype: torch.dtype) -> None:
+    """To the last bit, wherever they stand, and after others; within the trained length and beyond."""
+    spec, chance = full_rope(configs(SCALINGS[name])[1]), torch.Generator().manual_seed(0)
+    for length in (TRAINED, 600):
+        everywhere = rotations(spec, torch.arange(length).unsqueeze(0), dtype)
+        for rows, count in [(1, 1), (2, 1), (1, 9), (2, 8), (1, 16)] * 4:
+            begin = int(torch.randint(length - count, (1,), generator=chance))
+            positions = torch.arange(begin, begin + count).expand(rows, -1).clone()
+            positions[0, -1] = length - 1  # so that scalings by length see this length
+            for whole, part in zip(everywhere, rotations(spec, positions, dtype), strict=True):
+                assert part.dtype is dtype
+                assert torch.equal(part, whole[0, positions])

@@ -1,7 +1,8 @@
 """Rotary position embedding: positions -> cosines and sines, in the six scalings of configs/rope.py.
 
 Angles are computed in float32 whatever the model's dtype. The halves of a head are rotated against each other (first
-half, second half), not neighbouring pairs. There is no buffer: a rotation is a pure function of its spec.
+half, second half), not neighbouring pairs. There is no buffer: a rotation is a pure function of its spec. A CPU takes
+those of a few tokens from blocks of positions that it computed before.
 """
 
 import math
@@ -12,16 +13,47 @@ from torch import Tensor
 
 from gemlens.models.configs.rope import RopeSpec
 
+BLOCK = 256  # positions
+FEW = 16  # tokens
+
 
 def rotations(spec: RopeSpec, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines, [B, S, H] each, for `position_ids` [B, S]."""
     # Only these two depend on how long the text is; asking costs a synchronisation on an accelerator.
     longest = int(position_ids.max()) + 1 if spec.kind in ("dynamic", "longrope") else 0
-    frequencies, factor = inverse_frequencies(spec, _length_class(spec, longest), position_ids.device)
+    length_class = _length_class(spec, longest)
     with torch.autocast(device_type=position_ids.device.type, enabled=False):
-        half = position_ids.unsqueeze(-1).float() * frequencies  # [B, S, H/2]
-        angles = torch.cat([half, half], dim=-1)
-        return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+        known = _known(spec, length_class, position_ids)
+        cos, sin = _rotations(spec, length_class, position_ids) if known is None else known
+    return cos.to(dtype), sin.to(dtype)
+
+
+def _rotations(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    frequencies, factor = inverse_frequencies(spec, length_class, position_ids.device)
+    half = position_ids.unsqueeze(-1).float() * frequencies  # [..., H/2]
+    angles = torch.cat([half, half], dim=-1)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _known(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The same of a few tokens of one block, on a CPU, where torch would wake threads for each cosine."""
+    few = position_ids.device.type == "cpu" and 0 < position_ids.numel() <= FEW
+    if not few or spec.kind == "dynamic" or torch.compiler.is_compiling():
+        return None
+    positions = position_ids.tolist()
+    block = positions[0][0] // BLOCK
+    if any(position // BLOCK != block for row in positions for position in row):
+        return None
+    places = position_ids - block * BLOCK
+    cos, sin = _block(spec, length_class, block)
+    return cos[places], sin[places]
+
+
+@lru_cache(maxsize=16)
+def _block(spec: RopeSpec, length_class: int, block: int) -> tuple[Tensor, Tensor]:
+    """[BLOCK, H] each."""
+    with torch.inference_mode(False):
+        return _rotations(spec, length_class, torch.arange(block * BLOCK, (block + 1) * BLOCK))
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
