@@ -21,10 +21,10 @@ from pydoc_data.topics import topics  # type: ignore[import-untyped]
 from typing import Any
 
 import torch
-from peers import BFLOAT16, OPENVINO, PALIGEMMA, PALIGEMMA_3B, PYTHON, REAL, SHAPES, WEIGHTS
+from peers import BFLOAT16, OPENVINO, PALIGEMMA, PALIGEMMA_3B, PYTHON, REAL, SHAPES, SIGLIP_896, WEIGHTS
 from report import FOLDER, Claim, write
 
-from gemlens import AutoTokenizer
+from gemlens import AutoTokenizer, SiglipVisionModel
 
 ROUNDS = 5
 THREADS = 2
@@ -221,10 +221,7 @@ def large(text: Text) -> list[Claim]:
 def pictures(text: Text) -> list[Claim]:
     """One picture and 20 tokens of PaliGemma 3B's shape, from the call to the last token."""
     pixels, tokens = PALIGEMMA["vision_config"]["image_size"], 256
-    kinds = {
-        "gemlens q8": Kind("run_gemlens.py", {"path": str(PALIGEMMA_3B), "quantize": "q8"}, Path(sys.executable)),
-        "transformers bf16": Kind("run_transformers.py", {"path": str(PALIGEMMA_3B), "pictures": True}),
-    }
+    kinds = of_folder("pictures", PALIGEMMA_3B, {"gemlens q8": {"quantize": "q8"}})
     figures: dict[str, list[float]] = {name: [] for name in kinds}
     with workers(kinds) as running:
         for worker in running.values():
@@ -235,6 +232,41 @@ def pictures(text: Text) -> list[Claim]:
                 figures[name].append(worker.ask("run", rows=[prompt], new=20, pixels=pixels)[-1])
     rounds = {name: values[1:] for name, values in figures.items()}  # the first warms up
     return [Claim("PaliGemma 3B's shape, a picture of 224 pixels, 8 tokens and 20 new ones", "s", rounds)]
+
+
+def encoders(text: Text) -> list[Claim]:
+    """The picture encoder alone, So400m at 896 pixels; and where its features point in eight bits."""
+    kinds = of_folder("encoder", SIGLIP_896, {"gemlens bf16": {"dtype": "bfloat16"}, "gemlens q8": {"quantize": "q8"}})
+    figures: dict[str, list[float]] = {name: [] for name in kinds}
+    with workers(kinds) as running:
+        for worker in running.values():
+            worker.load()
+        for _ in range(ROUNDS):
+            for name, worker in running.items():
+                figures[name].append(worker.ask("encode", pixels=896))
+    picture = torch.rand(1, 3, 896, 896) * 2 - 1
+    with torch.inference_mode():
+        exact, rounded = (
+            SiglipVisionModel.from_pretrained(SIGLIP_896, quantize=quantize)(picture).last_hidden_state
+            for quantize in (None, "q8")
+        )
+    away = 1 - torch.nn.functional.cosine_similarity(exact.double(), rounded.double(), dim=-1)
+    found = {"mean of 4,096 patches": [float(away.mean())], "greatest": [float(away.max())]}
+    distance = Claim("So400m at 896 pixels, 1 - cosine of features in eight bits and in float32", "", found)
+    halves = {name: values for name, values in figures.items() if name != "gemlens q8"}
+    eights = {name: values for name, values in figures.items() if name != "gemlens bf16"}
+    what = "So400m at 896 pixels, in {}"
+    return [Claim(what.format("bfloat16"), "s", halves), Claim(what.format("eight bits"), "s", eights), distance]
+
+
+def of_folder(kind: str, path: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Kind]:
+    """gemlens with these settings, and transformers, with one folder."""
+    ours = {name: {"path": str(path), "kind": kind, **said} for name, said in settings.items()}
+    theirs = {"path": str(path), "kind": kind}
+    return {
+        **{name: Kind("run_gemlens.py", said, Path(sys.executable)) for name, said in ours.items()},
+        "transformers bf16": Kind("run_transformers.py", theirs),
+    }
 
 
 def bandwidth() -> float:
@@ -289,7 +321,8 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "large": large, "pictures": pictures, "beginnings": beginnings,
+    "answers": answers, "batches": batches, "large": large, "pictures": pictures, "encoders": encoders,
+    "beginnings": beginnings,
 }  # fmt: skip
 
 

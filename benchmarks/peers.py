@@ -7,6 +7,7 @@ build/peers/weights/bfloat16                the real Gemma 3 270M of real/, its 
 build/peers/weights/openvino-int8           the same in OpenVINO's representation
 build/peers/weights/{1b,4b}-q4_0.gguf       numbers by chance in Gemma 3's shapes, with the real vocabulary
 build/peers/weights/paligemma-3b            the same of PaliGemma's at 224 pixels, in bfloat16
+build/peers/weights/siglip-896              the same of Gemma 3's picture encoder, So400m at 896 pixels
 """
 
 import shutil
@@ -25,6 +26,8 @@ from gemlens import (
     Gemma3TextConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 from gemlens.checkpoints.gguf_export import export_gguf
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
@@ -35,7 +38,7 @@ PEERS = ROOT / "build" / "peers"
 WEIGHTS = PEERS / "weights"
 PYTHON = PEERS / "bin" / "python"
 BFLOAT16, OPENVINO = WEIGHTS / "bfloat16", WEIGHTS / "openvino-int8"
-PALIGEMMA_3B = WEIGHTS / "paligemma-3b"
+PALIGEMMA_3B, SIGLIP_896 = WEIGHTS / "paligemma-3b", WEIGHTS / "siglip-896"
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
            "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512},
@@ -106,6 +109,14 @@ def paligemma_by_chance(place: Path) -> None:
     torch.set_default_dtype(torch.float32)
 
 
+def siglip_by_chance(place: Path) -> None:
+    """The same of the picture encoder alone."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    SiglipVisionModel(SiglipVisionConfig(**{**PALIGEMMA["vision_config"], "image_size": 896})).save_pretrained(place)
+    torch.set_default_dtype(torch.float32)
+
+
 def main() -> None:
     """Brings all."""
     environment()
@@ -114,6 +125,7 @@ def main() -> None:
     for shape in SHAPES:
         once(WEIGHTS / f"{shape}-q4_0.gguf", lambda place, shape=shape: by_chance(shape, place))
     once(PALIGEMMA_3B, paligemma_by_chance)
+    once(SIGLIP_896, siglip_by_chance)
 
 
 if __name__ == "__main__":

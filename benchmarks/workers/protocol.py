@@ -3,6 +3,7 @@
     {"do": "load", "path": ...}         seconds; there may be settings of the library too
     {"do": "run", "rows": [[id, ...], ...], "new": n}   seconds from the call until each of n tokens of all rows
     {"do": "judge", "ids": [id, ...]}   of each token but the first: its negative log-likelihood, and the likeliest one
+    {"do": "encode", "pixels": n}       seconds that a picture encoder takes for n x n pixels by chance
     {"do": "memory"}                    bytes: that the process began with, has now, and had at most
 
 While another library is asked, this one waits for its line and takes no time.
@@ -53,6 +54,8 @@ def serve(library: Library) -> None:
             answer = [moment - began for moment in library.run(**question)]
         elif action == "judge":
             answer = library.judge(**question)
+        elif action == "encode":
+            answer = library.encode(**question)
         elif action == "memory":
             answer = [bare, memory("VmRSS"), memory("VmHWM")]
         else:

@@ -3,17 +3,18 @@
 import torch
 from protocol import serve
 from torch_library import TorchLibrary
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, SiglipVisionModel
+
+KINDS = {"text": AutoModelForCausalLM, "pictures": AutoModelForImageTextToText, "encoder": SiglipVisionModel}
 
 
 class Transformers(TorchLibrary):
-    """The folder of a checkpoint, with pictures or without."""
+    """The folder of a checkpoint of some kind."""
 
-    def load(self, path: str, pictures: bool = False) -> None:
+    def load(self, path: str, kind: str = "text") -> None:
         """See protocol.Library."""
         self.model = None
-        kind = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
-        self.model = kind.from_pretrained(path, dtype=torch.bfloat16)
+        self.model = KINDS[kind].from_pretrained(path, dtype=torch.bfloat16).eval()
 
 
 serve(Transformers())

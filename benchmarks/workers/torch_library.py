@@ -42,3 +42,11 @@ class TorchLibrary:
             logits = self.model(input_ids=rows).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, rows[0, 1:], reduction="none")
         return losses.tolist(), logits.argmax(-1).tolist()
+
+    def encode(self, pixels: int) -> float:
+        """Seconds; see protocol.py."""
+        picture = torch.rand(1, 3, pixels, pixels).to(self.model.dtype)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            self.model(picture)
+        return time.perf_counter() - began

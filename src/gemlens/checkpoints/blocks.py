@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gemlens.checkpoints.gguf_names import GGUFSource
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gemlens.models.pretrained import PreTrainedModel
 
 STORED = "stored"
-ROUNDED = {"q8": (Q8_0, Q8_0), "q4": (Q4_0, Q8_0)}  # of the decoder's layers; of its embedding and head
+ROUNDED = {"q8": (Q8_0, Q8_0), "q4": (Q4_0, Q8_0)}  # of the decoder's layers; of its ends and the picture encoder
 
 
 class BlockSource:
@@ -89,19 +90,19 @@ def keep_blocks(
 
 
 def _formats(model: "PreTrainedModel", inner: Format, outer: Format) -> dict[str, Format]:
-    """Of the weights of the decoder's linear layers, and of its embedding and head, whose width allows it."""
-    text = model.text_model()
-    layers = {id(module) for module in text.layers.modules()}
-    ends = {id(text.embed_tokens), id(getattr(model, "lm_head", None))}
+    """Of the weights of all layers' linear layers, and of the decoder's embedding and head, whose width allows it."""
     found = {}
     for name, module in model.named_modules():
-        width = module.in_features if isinstance(module, nn.Linear) else getattr(module, "embedding_dim", 1)
-        if width % inner.block_size == 0 and (
-            id(module) in ends or (id(module) in layers and isinstance(module, nn.Linear))
-        ):
-            found[f"{name}.weight"] = inner if id(module) in layers else outer
+        is_linear = isinstance(module, nn.Linear)
+        width = module.in_features if is_linear else getattr(module, "embedding_dim", 1)
+        if is_linear and ".encoder.layers." in name:
+            found[f"{name}.weight"] = outer  # its rows may end in a block that is not full
+        elif width % inner.block_size == 0 and is_linear and ".layers." in name:
+            found[f"{name}.weight"] = inner
+        elif width % inner.block_size == 0 and name.endswith(("embed_tokens", "lm_head")):
+            found[f"{name}.weight"] = outer
     return found
 
 
 def _rounded(block_format: Format, keep: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    return keep(blocks_of(weight, block_format))
+    return keep(blocks_of(F.pad(weight, (0, -weight.shape[-1] % block_format.block_size)), block_format))

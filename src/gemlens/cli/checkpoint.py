@@ -94,14 +94,12 @@ class Checkpoint:
 
         The blocks of a GGUF file are computed with as they are where kernels can, unless a dtype is named.
         """
-        from gemlens.quantization.packed import can_pack, pack
+        from gemlens.quantization.packed import hasten
 
         if loading.dtype == "auto" and chosen_device(loading.device) == "cpu" and self._has_native_blocks():
             return self.load(Loading("float32", "cpu"), quantize="stored")
         model = self.load(loading)
-        if can_pack(model):
-            pack(model)
-            model.set_attn_implementation("blocked")
+        hasten(model)
         return model
 
     def _has_native_blocks(self) -> bool:

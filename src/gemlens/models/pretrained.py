@@ -99,8 +99,8 @@ class PreTrainedModel(nn.Module):
             gguf_file: name of a GGUF file in the folder, which then needs no other; for Gemma 3 with pictures the pair
                 (text file, mmproj file), or the text file alone if one `mmproj*.gguf` lies beside it.
             quantize: weights in blocks that a CPU computes with as they are, for inference only. "stored": those of a
-                GGUF file, in its size of memory. "q8", "q4": made while loading any checkpoint, of the decoder; with
-                "q4" its embedding and head have eight bits.
+                GGUF file, in its size of memory. "q8", "q4": made while loading any checkpoint; with "q4" the decoder's
+                embedding and head and the picture encoder have eight bits.
             revision, subfolder, token, cache_dir, local_files_only: which files of the hub, as in huggingface_hub.
             **overrides: fields of the config to replace.
 

@@ -22,7 +22,7 @@ from gemlens.processing.auto_processor import AutoProcessor
 from gemlens.processing.processor import Processor
 from gemlens.processing.text.auto_tokenizer import AutoTokenizer
 from gemlens.processing.text.tokenizer import GemmaTokenizerFast
-from gemlens.quantization.packed import can_pack, pack
+from gemlens.quantization.packed import hasten
 
 _PIPELINES: tuple[type[Pipeline], ...] = (
     *(ImageTextToTextPipeline, TextGenerationPipeline, TextClassificationPipeline),
@@ -103,10 +103,7 @@ def pipeline(
         if "torch_dtype" not in loading:
             loading.setdefault("dtype", "auto")
         loaded = kind.models.from_pretrained(model, **loading)
-        if can_pack(loaded):  # nobody else has it, and it will not be trained
-            pack(loaded)
-            if loaded.attn_implementation is None:
-                loaded.set_attn_implementation("blocked")
+        hasten(loaded)  # nobody else has it, and it will not be trained
     return kind(loaded, encoder, **defaults)
 
 

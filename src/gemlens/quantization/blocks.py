@@ -8,6 +8,7 @@ A model's code never sees it. An embedding and a head that share a weight share 
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gemlens.errors import InputError
@@ -39,23 +40,36 @@ class BlockLinear(_Unsaved, nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight.requires_grad_(False), layer.bias
         self.format = block_format
+        self.padding = -self.in_features % block_format.block_size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix in blocks, whose rows end in zeros where the layer's do not fill their last block."""
+        return self.out_features, self.in_features + self.padding
+
+    @property
+    def matrix(self) -> tuple[int, int, int, int]:
+        """As native layers take it: the format's number, where the tiles are, rows, and blocks of a row."""
+        rows, width = self.shape
+        return self.format.type_id, self.weight.data_ptr(), rows, width // self.format.block_size
 
     def keep(self, blocks: Tensor) -> Tensor:
         """What the layer computes with, of the blocks of a file."""
-        return pack(blocks, self.format, (self.out_features, self.in_features)).data
+        return pack(blocks, self.format, self.shape).data
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        result = linear(hidden, Tiles(self.weight, self.format, (self.out_features, self.in_features)))
+        padded = F.pad(hidden, (0, self.padding)) if self.padding else hidden
+        result = linear(padded, Tiles(self.weight, self.format, self.shape))
         return result if self.bias is None else result + self.bias
 
     def largest(self, hidden: Tensor, count: int) -> Tensor:
         """The `count` largest of what `forward` gives, exactly; others are -inf. See FindingHead."""
         # Numbers that differ may be equal in a shorter dtype.
-        screens = hidden.dtype is torch.float32 and self.format is Q8_0 and self.bias is None
+        screens = hidden.dtype is torch.float32 and self.format is Q8_0 and self.bias is None and not self.padding
         if not screens or hidden.shape[:-1].numel() != 1:
             return self(hidden)
-        tiles = Tiles(self.weight, self.format, (self.out_features, self.in_features))
+        tiles = Tiles(self.weight, self.format, self.shape)
         return largest(hidden.flatten(), tiles, min(count, self.out_features)).view(*hidden.shape[:-1], -1)
 
     def extra_repr(self) -> str:

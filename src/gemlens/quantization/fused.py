@@ -20,7 +20,9 @@ from gemlens.models.attention import Scores
 from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
 from gemlens.models.swap import swap
+from gemlens.quantization import fused_patches
 from gemlens.quantization.blocks import BlockLinear
+from gemlens.quantization.fused_patches import FusedPatchLayer
 from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -92,8 +94,7 @@ class FusedLayer(nn.Module):
             matrices = [cast(BlockLinear, layer.get_submodule(name)) for name in _PRODUCTS]
             eps = next(norm.eps for norm in norms if isinstance(norm, RMSNorm))
             self._native = machine().native.layer(  # type: ignore[union-attr]  # can_fuse asked for it
-                [(each.format.type_id, each.weight.data_ptr(), each.out_features,
-                  each.in_features // each.format.block_size) for each in matrices],
+                [each.matrix for each in matrices],
                 [norm.data_ptr() if norm.numel() else 0 for norm in self._norms],
                 self.heads, self.kv_heads, attention.head_dim, eps, attention.scale, attention.cap or 0.0,
             )  # fmt: skip
@@ -157,14 +158,20 @@ def can_fuse(layer: nn.Module) -> bool:
     if machine().native is None or not isinstance(layer, DecoderLayer):
         return False
     products = [layer.get_submodule(name) for name in _PRODUCTS]
-    plain = all(isinstance(each, BlockLinear) and each.bias is None for each in products)
+    plain = all(isinstance(each, BlockLinear) and each.bias is None and not each.padding for each in products)
     return plain and layer.mlp.activation is ACTIVATIONS["gelu_pytorch_tanh"]
 
 
 def fuse(model: nn.Module) -> None:
     """Replaces every layer of a model that can be; its weights are there already."""
-    swap(model, lambda _, module: FusedLayer(module) if can_fuse(module) else None)  # type: ignore[arg-type]
+    swap(model, lambda _, module: _fused(module))
     swap(model, lambda _, module: _all_fused(module))
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    if can_fuse(module):
+        return FusedLayer(module)  # type: ignore[arg-type]
+    return FusedPatchLayer(module) if fused_patches.can_fuse(module) else None  # type: ignore[arg-type]
 
 
 def _all_fused(module: nn.Module) -> nn.Module | None:

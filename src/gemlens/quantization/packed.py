@@ -1,15 +1,20 @@
 """Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them.
 
 torch brings a weight into that order at every call, or multiplies without it; here it is done once. No number changes.
+`hasten` changes more than the order: attention rounds otherwise.
 """
 
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from gemlens.errors import InputError
 from gemlens.models.swap import swap
+from gemlens.quantization.fused_patches import PatchAttention, can_attend
+
+if TYPE_CHECKING:
+    from gemlens.models.pretrained import PreTrainedModel
 
 
 class PackedLinear(nn.Module):
@@ -71,6 +76,20 @@ def pack(model: nn.Module) -> list[str]:
             "dtype=torch.bfloat16, and ask can_pack() before."
         )
     return swap(model, _packed)
+
+
+def hasten(model: "PreTrainedModel") -> None:
+    """Makes a model that was just loaded answer as fast as it can here; see `pack` for what it cannot do then.
+
+    Attention is computed by blocks, in the picture encoder by kernels, unless the model was told how. What cannot be
+    packed stays as it is.
+    """
+    if not can_pack(model):
+        return
+    pack(model)
+    if model.attn_implementation is None:
+        model.set_attn_implementation("blocked")
+        swap(model, lambda _, module: PatchAttention(module) if can_attend(module) else None)  # type: ignore[arg-type]
 
 
 def _packed(name: str, module: nn.Module) -> nn.Module | None:

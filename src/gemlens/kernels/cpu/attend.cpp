@@ -8,7 +8,7 @@
 namespace gemlens {
 namespace {
 
-constexpr std::int64_t LINES = 24;  // of queries that attend together
+constexpr std::int64_t LINES = 96;  // of queries that attend together
 
 // Keys are cut into pieces, so that all threads have work with one token of one row.
 void attend_few(const Heads& at, const Memory& memory, const float* queries, float* mixed) {

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.hpp"
@@ -64,6 +65,18 @@ struct Tokens {
 constexpr std::int64_t MANY = 16;
 
 Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width);
+
+// The same of numbers that are still to be made: each(t, y) makes those of token t.
+template <class Each>
+Tokens quantized_of(std::int64_t tokens, std::int64_t width, Each each) {
+    Numbers made(tokens * width);
+    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t) each(t, made.data() + t * width);
+    });
+    Tokens found = quantized(made.data(), tokens, width);
+    found.owned = std::move(made);
+    return found;
+}
 
 // Several matrices times the same tokens.
 void multiply(std::initializer_list<Product> products, const Tokens& x);

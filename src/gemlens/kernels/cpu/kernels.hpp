@@ -56,10 +56,14 @@ struct Kernels {
                            std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y);
     // x / rms(x) * weight
     void (*norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
+    // (x - mean(x)) / deviation(x) * weight + bias
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, std::int64_t size, float eps, float* y);
     // the halves of a head, against each other
     void (*rotate)(float* head, const float* cos, const float* sin, std::int64_t size);
     // gate = gelu(gate) * up, with tanh
     void (*gate)(float* gate, const float* up, std::int64_t size);
+    // y = gelu(x + bias), with tanh
+    void (*activate)(const float* x, const float* bias, std::int64_t size, float* y);
     // at most LOOK keys
     void (*look)(const Look& at);
     // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most

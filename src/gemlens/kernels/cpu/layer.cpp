@@ -1,7 +1,6 @@
 #include "layer.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace gemlens {
 namespace {
@@ -12,14 +11,9 @@ constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's produ
 
 Tokens Layer::normed(std::int64_t tokens, const float* hidden, const float* weight) const {
     const std::int64_t width = query.width();
-    Numbers found(tokens * width);
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t)
-            kernels().norm(hidden + t * width, weight, width, eps, found.data() + t * width);
+    return quantized_of(tokens, width, [&](std::int64_t t, float* y) {
+        kernels().norm(hidden + t * width, weight, width, eps, y);
     });
-    Tokens tokens_of = quantized(found.data(), tokens, width);
-    tokens_of.owned = std::move(found);
-    return tokens_of;
 }
 
 void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,

@@ -19,6 +19,7 @@
 #include "engine.hpp"
 #include "largest.hpp"
 #include "layer.hpp"
+#include "patch_layer.hpp"
 
 namespace nb = nanobind;
 
@@ -108,6 +109,21 @@ Layer layer(const nb::list& matrices, const std::vector<std::uintptr_t>& norms, 
     return made;
 }
 
+// `affines` and `norms`: a matrix with the address of its bias, and addresses of weight and bias, in the order of PatchLayer.
+PatchLayer patch_layer(const nb::list& affines, const std::vector<std::pair<std::uintptr_t, std::uintptr_t>>& norms,
+                       std::int64_t heads, float eps) {
+    PatchLayer made{};
+    Affine* places[] = {&made.query, &made.key, &made.value, &made.output, &made.inner, &made.outer};
+    for (std::size_t i = 0; i < 6; ++i) {
+        const nb::tuple parts = nb::cast<nb::tuple>(affines[i]);
+        *places[i] = {matrix(parts), at<float>(nb::cast<std::uintptr_t>(parts[4]))};
+    }
+    made.before_attention = {at<float>(norms[0].first), at<float>(norms[0].second)};
+    made.before_mlp = {at<float>(norms[1].first), at<float>(norms[1].second)};
+    made.heads = heads, made.eps = eps;
+    return made;
+}
+
 // What one layer of many is given: the layer, addresses of keys and values, the way from row to row and from head to
 // head, the length, addresses of cosines and sines, and who sees whom: a number of `views`, or -1.
 struct Turn {
@@ -153,6 +169,13 @@ NB_MODULE(_cpu, module) {
     module.def("attend", attend_of);
     module.def("layer", layer);
     module.def("run", run);
+    module.def("patch_layer", patch_layer);
+    nb::class_<PatchLayer>(module, "PatchLayer")
+        .def(
+            "run",
+            [](const PatchLayer& layer, std::int64_t rows, std::int64_t patches, std::uintptr_t hidden,
+               std::uintptr_t result) { layer.run(rows, patches, at<float>(hidden), at<float>(result)); },
+            free);
     nb::class_<Layer>(module, "Layer")
         .def(
             "project",

@@ -19,6 +19,7 @@ inline namespace GEMLENS_ISA {
 namespace {
 
 constexpr std::int64_t TILE = 64;  // bytes
+constexpr int SOME = 24;  // lines
 constexpr float NOT_SEEN = -std::numeric_limits<float>::infinity();
 
 #if defined(GEMLENS_BF16)
@@ -38,6 +39,25 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
     }
     for (; i < count; ++i) numbers[i] = number(factor * values[i]);
 }
+// Weights of STEP scores, exp(score - most), for scores that are at most that; the sum of them. Both are as good as
+// numbers of bfloat16 need it: 2^x is a polynomial of degree 4 for what is left of x after its nearest whole number.
+float put_weights(float* scores, float most, Number* weights) {
+    const __m512 log2_e = _mm512_set1_ps(1.44269504f), zero = _mm512_set1_ps(1.44269504f * most);
+    __m512 total = _mm512_setzero_ps();
+    for (int j = 0; j < STEP; j += ROWS) {
+        const __m512 turns = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), log2_e, zero);
+        const __m512 x = _mm512_max_ps(_mm512_set1_ps(-200.0f), turns);  // what is no number stays none
+        const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512 rest = _mm512_sub_ps(x, whole);
+        __m512 power = _mm512_set1_ps(9.6181291e-3f);
+        for (const float factor : {5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+            power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(factor));
+        power = _mm512_scalef_ps(power, whole);
+        total = _mm512_add_ps(total, power);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(power)));
+    }
+    return _mm512_reduce_add_ps(total);
+}
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     std::int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
@@ -49,6 +69,16 @@ constexpr int DEPTH = 1;
 using Number = float;
 void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
     for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
+}
+float put_weights(float* scores, float most, Number* weights) {
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int j = 0; j < STEP; ++j) {
+        scores[j] = scores[j] == NOT_SEEN ? 0.0f : exp_of(scores[j] - most);
+        total += scores[j];
+    }
+    put_numbers(scores, 1.0f, STEP, weights);
+    return total;
 }
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     return Simd::multiply_add(Simd::load(tile), Simd::all(*x), sums);
@@ -80,15 +110,16 @@ void pack_step(const float* keys, const float* values, std::int64_t length, std:
     }
 }
 
-// `lines` of x times `depths` tiles each of COLUMNS columns of tiles, added to sums [lines, stride].
-template <int COLUMNS>
+// `lines` of x times `depths` tiles each of COLUMNS columns of tiles, put into sums [lines, stride], or added to them.
+template <int COLUMNS, bool ADDS>
 void add_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
                std::int64_t next_depth, std::int64_t next_column, float* sums, std::int64_t stride) {
     const auto block = [&](auto count, int first) {
         constexpr int LINES = decltype(count)::value;
         Simd::Floats all[LINES][COLUMNS];
         for (int l = 0; l < LINES; ++l)
-            for (int c = 0; c < COLUMNS; ++c) all[l][c] = Simd::load(sums + (first + l) * stride + c * ROWS);
+            for (int c = 0; c < COLUMNS; ++c)
+                all[l][c] = ADDS ? Simd::load(sums + (first + l) * stride + c * ROWS) : Simd::zero();
         const Number* own = x + first * x_stride;
         for (std::int64_t d = 0; d < depths; ++d)
 #pragma GCC unroll 8
@@ -104,15 +135,16 @@ void add_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* 
     for (; line < lines; ++line) block(std::integral_constant<int, 1>{}, line);
 }
 
+template <bool ADDS>
 void add_all_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
                    std::int64_t next_depth, std::int64_t next_column, std::int64_t columns, float* sums,
                    std::int64_t stride) {
     std::int64_t c = 0;
     for (; c + Simd::COLUMNS <= columns; c += Simd::COLUMNS)
-        add_tiles<Simd::COLUMNS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column,
+        add_tiles<Simd::COLUMNS, ADDS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column,
                                  sums + c * ROWS, stride);
     for (; c < columns; ++c)
-        add_tiles<1>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column, sums + c * ROWS,
+        add_tiles<1, ADDS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column, sums + c * ROWS,
                      stride);
 }
 
@@ -142,16 +174,16 @@ struct Line {
 };
 
 // Scores of one line with STEP keys -> weights against the largest so far; what was summed before is scaled to it.
-// `hidden` is -inf for keys that are not seen, else 0.
+// `hidden` is -inf for keys that are not seen, else 0; or null, where all are seen.
 void weigh(float* scores, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
     if (cap != 0.0f)
         for (int j = 0; j < STEP; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
     float most = line.most;
+    if (hidden)
+#pragma omp simd
+        for (int j = 0; j < STEP; ++j) scores[j] = hidden[j] < 0.0f ? hidden[j] : scores[j];
 #pragma omp simd reduction(max : most)
-    for (int j = 0; j < STEP; ++j) {
-        scores[j] = hidden[j] < 0.0f ? hidden[j] : scores[j];
-        most = most < scores[j] ? scores[j] : most;
-    }
+    for (int j = 0; j < STEP; ++j) most = most < scores[j] ? scores[j] : most;
     if (most == NOT_SEEN) {
         std::fill(weights, weights + STEP, Number{});
         return;
@@ -160,14 +192,7 @@ void weigh(float* scores, const float* hidden, float cap, Line& line, float* mix
     if (before != 1.0f)
 #pragma omp simd
         for (std::int64_t i = 0; i < width; ++i) mixed[i] *= before;
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int j = 0; j < STEP; ++j) {
-        scores[j] = scores[j] == NOT_SEEN ? 0.0f : exp_of(scores[j] - most);
-        total += scores[j];
-    }
-    put_numbers(scores, 1.0f, STEP, weights);
-    line.total = line.total * before + total;
+    line.total = line.total * before + put_weights(scores, most, weights);
     line.most = most;
 }
 
@@ -176,11 +201,11 @@ void mix(const Mix& at) {
     const std::int64_t step_bytes = keys_bytes(size) + values_bytes(size);
     const int lines = static_cast<int>(at.tokens * at.each);
     const auto room = [&](std::int64_t each) { return static_cast<std::size_t>(lines * each); };
-    thread_local std::vector<Number> queries, weights;
-    thread_local std::vector<float> scores, mixed;
+    thread_local std::vector<Number> queries;
+    thread_local std::vector<float> mixed;
+    float scores[SOME * STEP];
+    Number weights[SOME * STEP];
     queries.assign(room(depths * DEPTH), Number{});
-    weights.resize(room(STEP));
-    scores.resize(room(STEP));
     mixed.assign(room(width), 0.0f);
     std::vector<Line> known(static_cast<std::size_t>(lines));
     std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
@@ -189,8 +214,9 @@ void mix(const Mix& at) {
         put_numbers(at.queries + query_of(line), at.scale, size, queries.data() + line * depths * DEPTH);
     for (std::int64_t from = 0; from < at.length; from += STEP) {
         const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
-        bool is_any = false;
-        for (std::int64_t t = 0; t < at.tokens; ++t) {
+        const bool is_whole = !at.sight && count == STEP;
+        bool is_any = is_whole;
+        for (std::int64_t t = 0; !is_whole && t < at.tokens; ++t) {
             bool seen[STEP] = {};
             if (!at.sight) std::fill(seen, seen + count, true);
             is_any |= !at.sight || see(*at.sight, at.row, at.first + t, from, count, seen);
@@ -198,14 +224,17 @@ void mix(const Mix& at) {
         }
         if (!is_any) continue;
         const std::uint8_t* packed = at.packed + from / STEP * step_bytes;
-        std::fill(scores.begin(), scores.end(), 0.0f);
-        add_all_tiles(queries.data(), depths * DEPTH, lines, reinterpret_cast<const Number*>(packed), depths, EACH,
-                      depths * EACH, STEP / ROWS, scores.data(), STEP);
-        for (int line = 0; line < lines; ++line)
-            weigh(scores.data() + line * STEP, hidden.data() + line / at.each * STEP, at.cap,
-                  known[static_cast<std::size_t>(line)], mixed.data() + line * width, width, weights.data() + line * STEP);
-        add_all_tiles(weights.data(), STEP, lines, reinterpret_cast<const Number*>(packed + keys_bytes(size)),
-                      STEP / DEPTH, width / ROWS * EACH, EACH, width / ROWS, mixed.data(), width);
+        for (int first = 0; first < lines; first += SOME) {  // so that what they are given stays in the nearest cache
+            const int some = std::min(SOME, lines - first);
+            float* own = mixed.data() + first * width;
+            add_all_tiles<false>(queries.data() + first * depths * DEPTH, depths * DEPTH, some,
+                                 reinterpret_cast<const Number*>(packed), depths, EACH, depths * EACH, STEP / ROWS, scores, STEP);
+            for (int line = 0; line < some; ++line)
+                weigh(scores + line * STEP, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP, at.cap,
+                      known[static_cast<std::size_t>(first + line)], own + line * width, width, weights + line * STEP);
+            add_all_tiles<true>(weights, STEP, some, reinterpret_cast<const Number*>(packed + keys_bytes(size)),
+                                STEP / DEPTH, width / ROWS * EACH, EACH, width / ROWS, own, width);
+        }
     }
     for (int line = 0; line < lines; ++line) {
         const float total = known[static_cast<std::size_t>(line)].total;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "look.hpp"
 #include "numbers.hpp"
 #include "tiles.hpp"
 
@@ -290,6 +291,18 @@ void norm(const float* x, const float* weight, std::int64_t size, float eps, flo
     for (std::int64_t i = 0; i < size; ++i) y[i] = x[i] * factor * weight[i];
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, std::int64_t size, float eps, float* y) {
+    float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = 0; i < size; ++i) sum += x[i];
+    const float mean = sum / static_cast<float>(size);
+#pragma omp simd reduction(+ : squares)
+    for (std::int64_t i = 0; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) y[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
 void rotate(float* head, const float* cos, const float* sin, std::int64_t size) {
     const std::int64_t half = size / 2;
 #pragma omp simd
@@ -300,94 +313,17 @@ void rotate(float* head, const float* cos, const float* sin, std::int64_t size) 
     }
 }
 
+// With tanh: x (1 + tanh(z)) / 2 = x / (1 + exp(-2 z)).
+inline float gelu(float x) { return x / (1.0f + exp_of(-1.5957691216f * (x + 0.044715f * x * x * x))); }
+
 void gate(float* gate, const float* up, std::int64_t size) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < size; ++i) {
-        const float x = gate[i], inner = 1.5957691216f * (x + 0.044715f * x * x * x);  // twice what tanh is taken of
-        gate[i] = x / (1.0f + exp_of(-inner)) * up[i];
-    }
+    for (std::int64_t i = 0; i < size; ++i) gate[i] = gelu(gate[i]) * up[i];
 }
 
-// Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
-template <int COUNT>
-void scores_of(const float* queries, const float* key, std::int64_t size, float* scores, std::int64_t stride) {
-    Simd::Floats sums[COUNT];
-    for (auto& sum : sums) sum = Simd::zero();
-    std::int64_t i = 0;
-    for (; i + ROWS <= size; i += ROWS) {
-        const auto part = Simd::load(key + i);
-#pragma GCC unroll 4
-        for (int q = 0; q < COUNT; ++q) sums[q] = Simd::multiply_add(Simd::load(queries + q * size + i), part, sums[q]);
-    }
-    for (int q = 0; q < COUNT; ++q) {
-        float score = Simd::sum(sums[q]);
-        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * key[rest];
-        scores[q * stride] = score;
-    }
-}
-
-// COUNT sums over keys of weights [COUNT, stride] times values [length, size], WIDE times 16 columns of them.
-template <int COUNT, int WIDE>
-void mix_columns(const float* weights, std::int64_t stride, const float* values, std::int64_t length, std::int64_t size,
-                 float* mixed) {
-    Simd::Floats sums[COUNT][WIDE];
-    for (auto& row : sums)
-        for (auto& sum : row) sum = Simd::zero();
-    for (std::int64_t t = 0; t < length; ++t)
-#pragma GCC unroll 4
-        for (int c = 0; c < WIDE; ++c) {
-            const auto part = Simd::load(values + t * size + c * ROWS);
-#pragma GCC unroll 4
-            for (int q = 0; q < COUNT; ++q)
-                sums[q][c] = Simd::multiply_add(Simd::all(weights[q * stride + t]), part, sums[q][c]);
-        }
-    for (int q = 0; q < COUNT; ++q)
-        for (int c = 0; c < WIDE; ++c) Simd::store(mixed + q * size + c * ROWS, sums[q][c]);
-}
-
-template <int COUNT>
-void look_of(const Look& at, std::int64_t first) {
-    const float* queries = at.queries + first * at.size;
-    float scores[COUNT][LOOK];
-    for (std::int64_t t = 0; t < at.length; ++t)
-        scores_of<COUNT>(queries, at.keys + t * at.size, at.size, &scores[0][t], LOOK);
-    for (int q = 0; q < COUNT; ++q) {
-        float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
-        for (std::int64_t t = 0; t < at.length; ++t) {
-            float score = at.scale * scores[q][t];
-            if (at.cap != 0.0f) score = at.cap * std::tanh(score / at.cap);
-            scores[q][t] = at.seen && !at.seen[t] ? -std::numeric_limits<float>::infinity() : score;
-            most = std::max(most, scores[q][t]);
-        }
-#pragma omp simd reduction(+ : total)
-        for (std::int64_t t = 0; t < at.length; ++t) {
-            const bool is_seen = !(scores[q][t] == -std::numeric_limits<float>::infinity());
-            scores[q][t] = is_seen ? exp_of(scores[q][t] - most) : 0.0f;
-            total += scores[q][t];
-        }
-        at.most[first + q] = most;
-        at.total[first + q] = total;
-    }
-    constexpr int WIDE = Simd::COLUMNS;
-    float* mixed = at.mixed + first * at.size;
-    std::int64_t i = 0;
-    for (; i + WIDE * ROWS <= at.size; i += WIDE * ROWS)
-        mix_columns<COUNT, WIDE>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
-    for (; i + ROWS <= at.size; i += ROWS)
-        mix_columns<COUNT, 1>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
-    for (; i < at.size; ++i)
-        for (int q = 0; q < COUNT; ++q) {
-            float sum = 0.0f;
-            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * at.values[t * at.size + i];
-            mixed[q * at.size + i] = sum;
-        }
-}
-
-void look(const Look& at) {
-    std::int64_t q = 0;
-    for (; q + 4 <= at.count; q += 4) look_of<4>(at, q);
-    for (; q + 2 <= at.count; q += 2) look_of<2>(at, q);
-    for (; q < at.count; ++q) look_of<1>(at, q);
+void activate(const float* x, const float* bias, std::int64_t size, float* y) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) y[i] = gelu(x[i] + bias[i]);
 }
 
 }  // namespace
@@ -395,7 +331,7 @@ void look(const Look& at) {
 
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
-const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm, rotate,
-                            gate, look, screen, 1.0f / TileQ8_0::SIZE};
+const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm,
+                            layer_norm, rotate, gate, activate, look, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

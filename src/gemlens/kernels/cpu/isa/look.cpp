@@ -1,0 +1,99 @@
+// Attention of a few tokens, compiled once for each instruction set: each key is read once for up to four queries.
+#include "look.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "simd.hpp"
+
+namespace gemlens {
+inline namespace GEMLENS_ISA {
+namespace {
+
+// Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
+template <int COUNT>
+void scores_of(const float* queries, const float* key, std::int64_t size, float* scores, std::int64_t stride) {
+    Simd::Floats sums[COUNT];
+    for (auto& sum : sums) sum = Simd::zero();
+    std::int64_t i = 0;
+    for (; i + ROWS <= size; i += ROWS) {
+        const auto part = Simd::load(key + i);
+#pragma GCC unroll 4
+        for (int q = 0; q < COUNT; ++q) sums[q] = Simd::multiply_add(Simd::load(queries + q * size + i), part, sums[q]);
+    }
+    for (int q = 0; q < COUNT; ++q) {
+        float score = Simd::sum(sums[q]);
+        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * key[rest];
+        scores[q * stride] = score;
+    }
+}
+
+// COUNT sums over keys of weights [COUNT, stride] times values [length, size], WIDE times 16 columns of them.
+template <int COUNT, int WIDE>
+void mix_columns(const float* weights, std::int64_t stride, const float* values, std::int64_t length, std::int64_t size,
+                 float* mixed) {
+    Simd::Floats sums[COUNT][WIDE];
+    for (auto& row : sums)
+        for (auto& sum : row) sum = Simd::zero();
+    for (std::int64_t t = 0; t < length; ++t)
+#pragma GCC unroll 4
+        for (int c = 0; c < WIDE; ++c) {
+            const auto part = Simd::load(values + t * size + c * ROWS);
+#pragma GCC unroll 4
+            for (int q = 0; q < COUNT; ++q)
+                sums[q][c] = Simd::multiply_add(Simd::all(weights[q * stride + t]), part, sums[q][c]);
+        }
+    for (int q = 0; q < COUNT; ++q)
+        for (int c = 0; c < WIDE; ++c) Simd::store(mixed + q * size + c * ROWS, sums[q][c]);
+}
+
+template <int COUNT>
+void look_of(const Look& at, std::int64_t first) {
+    const float* queries = at.queries + first * at.size;
+    float scores[COUNT][LOOK];
+    for (std::int64_t t = 0; t < at.length; ++t)
+        scores_of<COUNT>(queries, at.keys + t * at.size, at.size, &scores[0][t], LOOK);
+    for (int q = 0; q < COUNT; ++q) {
+        float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
+        for (std::int64_t t = 0; t < at.length; ++t) {
+            float score = at.scale * scores[q][t];
+            if (at.cap != 0.0f) score = at.cap * std::tanh(score / at.cap);
+            scores[q][t] = at.seen && !at.seen[t] ? -std::numeric_limits<float>::infinity() : score;
+            most = std::max(most, scores[q][t]);
+        }
+#pragma omp simd reduction(+ : total)
+        for (std::int64_t t = 0; t < at.length; ++t) {
+            const bool is_seen = !(scores[q][t] == -std::numeric_limits<float>::infinity());
+            scores[q][t] = is_seen ? exp_of(scores[q][t] - most) : 0.0f;
+            total += scores[q][t];
+        }
+        at.most[first + q] = most;
+        at.total[first + q] = total;
+    }
+    constexpr int WIDE = Simd::COLUMNS;
+    float* mixed = at.mixed + first * at.size;
+    std::int64_t i = 0;
+    for (; i + WIDE * ROWS <= at.size; i += WIDE * ROWS)
+        mix_columns<COUNT, WIDE>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
+    for (; i + ROWS <= at.size; i += ROWS)
+        mix_columns<COUNT, 1>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
+    for (; i < at.size; ++i)
+        for (int q = 0; q < COUNT; ++q) {
+            float sum = 0.0f;
+            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * at.values[t * at.size + i];
+            mixed[q * at.size + i] = sum;
+        }
+}
+
+}  // namespace
+
+void look(const Look& at) {
+    std::int64_t q = 0;
+    for (; q + 4 <= at.count; q += 4) look_of<4>(at, q);
+    for (; q + 2 <= at.count; q += 2) look_of<2>(at, q);
+    for (; q < at.count; ++q) look_of<1>(at, q);
+}
+
+}  // namespace GEMLENS_ISA
+}  // namespace gemlens

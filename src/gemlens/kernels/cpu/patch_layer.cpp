@@ -1,0 +1,87 @@
+#include "patch_layer.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "attend.hpp"
+
+namespace gemlens {
+namespace {
+
+constexpr std::int64_t STRETCH = 256;  // patches that go through a layer's products together
+
+// result = hidden + part + bias
+void add(std::int64_t tokens, std::int64_t width, const float* part, const float* bias, const float* hidden,
+         float* result) {
+    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t)
+            for (std::int64_t i = 0; i < width; ++i)
+                result[t * width + i] = hidden[t * width + i] + part[t * width + i] + bias[i];
+    });
+}
+
+// [tokens, N * size] -> [N, tokens, size], the next of N at `head` numbers from the last
+void part_heads(std::int64_t tokens, std::int64_t heads, std::int64_t size, const float* part, const float* bias,
+                std::int64_t head, float* parted) {
+    for (std::int64_t t = 0; t < tokens; ++t)
+        for (std::int64_t n = 0; n < heads; ++n)
+            for (std::int64_t i = 0; i < size; ++i)
+                parted[n * head + t * size + i] = part[(t * heads + n) * size + i] + bias[n * size + i];
+}
+
+}  // namespace
+
+Tokens PatchLayer::normed(std::int64_t tokens, const float* hidden, const Norm& norm) const {
+    const std::int64_t width = query.matrix.width();
+    return quantized_of(tokens, width, [&](std::int64_t t, float* y) {
+        kernels().layer_norm(hidden + t * width, norm.weight, norm.bias, width, eps, y);
+    });
+}
+
+void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const {
+    const std::int64_t width = query.matrix.rows, size = width / heads, most = std::min(patches, STRETCH);
+    const Numbers queries(patches * width), keys(patches * width), values(patches * width), mixed(patches * width);
+    const Numbers key_part(most * width), value_part(most * width);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const float* own = hidden + row * patches * width;
+        for (std::int64_t begin = 0; begin < patches; begin += STRETCH) {
+            const std::int64_t count = std::min(STRETCH, patches - begin);
+            float* asked = queries.data() + begin * width;
+            multiply({{&query.matrix, asked}, {&key.matrix, key_part.data()}, {&value.matrix, value_part.data()}},
+                     normed(count, own + begin * width, before_attention));
+            spread(count, 8, [&](std::int64_t first, std::int64_t last) {
+                for (std::int64_t t = first; t < last; ++t)
+                    for (std::int64_t i = 0; i < width; ++i) asked[t * width + i] += query.bias[i];
+                const std::int64_t from = first * width, place = (begin + first) * size, head = patches * size;
+                part_heads(last - first, heads, size, key_part.data() + from, key.bias, head, keys.data() + place);
+                part_heads(last - first, heads, size, value_part.data() + from, value.bias, head, values.data() + place);
+            });
+        }
+        const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+        attend({heads, heads, size, scale, 0.0f},
+               {1, patches, patches, keys.data(), values.data(), patches * width, patches * size, nullptr},
+               queries.data(), mixed.data());
+        finish(patches, mixed.data(), own, result + row * patches * width);
+    }
+}
+
+// A stretch of patches after the other, so that what lies between the products stays small.
+void PatchLayer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
+    const std::int64_t most = std::min(tokens, STRETCH), width = query.matrix.rows;
+    const std::int64_t wide = inner.matrix.rows, padded = outer.matrix.width();
+    const Numbers part(most * width), raised(most * wide);
+    for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
+        const std::int64_t count = std::min(STRETCH, tokens - begin);
+        float* own = result + begin * width;
+        multiply({{&output.matrix, part.data()}}, quantized(mixed + begin * width, count, width));
+        add(count, width, part.data(), output.bias, hidden + begin * width, own);
+        multiply({{&inner.matrix, raised.data()}}, normed(count, own, before_mlp));
+        multiply({{&outer.matrix, part.data()}}, quantized_of(count, padded, [&](std::int64_t t, float* y) {
+                     kernels().activate(raised.data() + t * wide, inner.bias, wide, y);
+                     std::fill(y + wide, y + padded, 0.0f);
+                 }));
+        add(count, width, part.data(), outer.bias, own, own);
+    }
+}
+
+}  // namespace gemlens
