@@ -44,7 +44,7 @@ QUESTIONS = 4  # about a picture, at most
 TRIES = 1000  # seeds that a picture may use up
 # How often each task is asked; of a picture's first task, scenes are drawn until it can be asked of one.
 SHARES = {
-    "caption": 9, "count": 5, "presence": 1, "place": 1, "relation": 5, "detect": 3, "ocr": 9, "segment": 2,
+    "caption": 14, "count": 5, "presence": 1, "place": 1, "relation": 5, "detect": 3, "ocr": 8, "segment": 2,
 }  # fmt: skip
 SEEING = 0.1  # what the patches' loss counts beside the answers'
 NAMING = 0.1  # and what a prompt says
