@@ -61,6 +61,14 @@ def test_what_is_seen_is_what_the_specification_sees(
     assert (got - wanted).abs().max() <= (ROUNDED if rounds else 2e-6) * float(values.abs().max())
 
 
+@pytest.mark.parametrize("kind", ["all", "packed"])
+def test_it_is_an_operator_whose_shape_is_known_beforehand(kind: str) -> None:
+    given = numbers(0, 2, 20, 60, (4, 2), 8)
+    view = view_of(kind, 0, 2, 20, 60, 30)
+    arguments = (*given, attention.numbers_of(view), None if view is None else view.window, 0.1, 5.0)
+    torch.library.opcheck(torch.ops.gemlens.attend.default, arguments)
+
+
 @every_kernel
 @pytest.mark.parametrize("steps", [3, 40])
 def test_what_is_not_seen_may_be_anything(kernels: str, steps: int) -> None:

@@ -6,13 +6,16 @@ What is not seen is not computed where 64 keys that follow each other are seen b
 window costs what it shows. No matrix of scores is ever in memory.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.kernels import reference
 from gemlens.kernels.machine import machine
-from gemlens.spans import View
+from gemlens.spans import Span, View
 
 _EVER = 2**62  # a window that reaches all
 
@@ -36,7 +39,7 @@ def attend(
     Raises:
         InputError: the shapes do not fit each other, or numbers are not float32.
     """
-    batch, steps, heads, size = query.shape
+    batch, _, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
     if keys.shape != values.shape or keys.shape[::3] != (batch, size) or not kv_heads or heads % kv_heads or not length:
         raise InputError(
@@ -45,42 +48,69 @@ def attend(
         )
     if {query.dtype, keys.dtype, values.dtype} != {torch.float32}:
         raise InputError(f"Numbers are {query.dtype}, {keys.dtype} and {values.dtype}, but must be torch.float32.")
+    result: Tensor = torch.ops.gemlens.attend(
+        query, keys, values, numbers_of(view), None if view is None else view.window, scale, cap
+    )
+    return result
+
+
+def numbers_of(view: View | None) -> list[Tensor | None]:
+    """Positions, blocks and segments of queries and then keys, int64 [1 or B, T]; none where everything is seen."""
+    if view is None or view.sees_all:
+        return []
+    has_segments = view.query.segment is not None and view.key.segment is not None
+    found: list[Tensor | None] = []
+    for span in (view.query, view.key):
+        for numbers in (span.position, span.block, span.segment if has_segments else None):
+            is_flat = numbers is None or numbers.stride(1) == 1
+            found.append(None if numbers is None else numbers.long() if is_flat else numbers.long().contiguous())
+    return found
+
+
+def addresses(numbers: Sequence[Tensor | None]) -> list[int]:
+    """Where they are, each with the way from row to row."""
+    found: list[int] = []
+    for each in numbers:
+        found += [0, 0] if each is None else [each.data_ptr(), 0 if len(each) == 1 else each.stride(0)]
+    return found
+
+
+def reach(window: int | None) -> int:
+    """How many tokens back a query sees, as native calls take it."""
+    return _EVER if window is None else window
+
+
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    numbers: Sequence[Tensor | None],
+    window: int | None,
+    scale: float,
+    cap: float | None,
+) -> Tensor:
+    batch, steps, heads, size = query.shape
+    kv_heads, length = keys.shape[1:3]
     native = machine().native
     if native is None:
+        view = View(Span(*numbers[:3]), Span(*numbers[3:]), window) if numbers else None  # type: ignore[arg-type]
         return reference.attend(query, keys, values, view, scale, cap)
     query = query.contiguous()
     if keys.stride()[2:] != (size, 1) or values.stride() != keys.stride():
         keys, values = keys.contiguous(), values.contiguous()
-    spans, held = addresses(view)
-    window = reach(view)
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
-                  keys.stride(0), keys.stride(1), spans, window, scale, cap or 0.0, mixed.data_ptr())  # fmt: skip
-    del held
+                  keys.stride(0), keys.stride(1), addresses(numbers), reach(window), scale, cap or 0.0,
+                  mixed.data_ptr())  # fmt: skip
     return mixed
 
 
-def reach(view: View | None) -> int:
-    """How many tokens back a query sees, as native calls take it."""
-    return _EVER if view is None or view.window is None else view.window
+def _shape(query: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape)
 
 
-def addresses(view: View | None) -> tuple[list[int], list[Tensor]]:
-    """Where positions, blocks and segments of queries and then keys are, each with the way from row to row.
-
-    And the tensors that are there, to hold meanwhile.
-    """
-    if view is None or view.sees_all:
-        return [], []
-    found: list[int] = []
-    held: list[Tensor] = []
-    has_segments = view.query.segment is not None and view.key.segment is not None
-    for span in (view.query, view.key):
-        for numbers in (span.position, span.block, span.segment if has_segments else None):
-            if numbers is None:
-                found += [0, 0]
-                continue
-            numbers = numbers.long() if numbers.stride(1) == 1 else numbers.long().contiguous()
-            held.append(numbers)
-            found += [numbers.data_ptr(), 0 if len(numbers) == 1 else numbers.stride(0)]
-    return found, held
+_LIBRARY: Any = torch.library.Library("gemlens", "FRAGMENT")  # type: ignore[no-untyped-call]  # see tiles.py
+_NUMBERS = "Tensor query, Tensor keys, Tensor values, Tensor?[] numbers"
+_LIBRARY.define(f"attend({_NUMBERS}, int? window, float scale, float? cap) -> Tensor")
+_LIBRARY.impl("attend", _attend, "CPU")
+torch.library.register_fake("gemlens::attend", _shape, lib=_LIBRARY)

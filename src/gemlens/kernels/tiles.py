@@ -90,14 +90,14 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Tensor:
         raise InputError(
             f"x is {tuple(x.shape)} and k is {k}, but must be [{tiles.shape[1]}] and 1 to {tiles.shape[0]}."
         )
-    native = machine().native
-    if native is None or tiles.format is not Q8_0 or not bool(x.isfinite().all()):
-        products = linear(x.float(), tiles)
-        return products.where(~(products < products.topk(k).values[-1]), -torch.inf)
-    full, products = x.float().contiguous(), torch.empty(tiles.shape[0])
-    blocks = tiles.shape[1] // Q8_0.block_size
-    native.largest(Q8_0.type_id, tiles.data.data_ptr(), tiles.shape[0], blocks, full.data_ptr(), k, products.data_ptr())
-    return products
+    native, full = machine().native, x.float().contiguous()
+    if native is not None and tiles.format is Q8_0:
+        products = torch.empty(tiles.shape[0])
+        given = tiles.data.data_ptr(), tiles.shape[0], tiles.shape[1] // Q8_0.block_size, full.data_ptr(), k
+        if native.largest(Q8_0.type_id, *given, products.data_ptr()):
+            return products
+    products = linear(full, tiles)
+    return products.where(~(products < products.topk(k).values[-1]), -torch.inf)
 
 
 def rows(ids: Tensor, tiles: Tiles) -> Tensor:
@@ -106,8 +106,6 @@ def rows(ids: Tensor, tiles: Tiles) -> Tensor:
     Raises:
         InputError: an id out of range.
     """
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < tiles.shape[0]:
-        raise InputError(f"ids go from {int(ids.min())} to {int(ids.max())}, but there are {tiles.shape[0]} rows.")
     result: Tensor = torch.ops.gemlens.rows(ids, tiles.data, tiles.format.type_id, *tiles.shape)
     return result
 
@@ -125,13 +123,16 @@ def _linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Te
 
 def _rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
     native, block_format = machine().native, BY_TYPE_ID[type_id]
-    if native is None:
-        return reference.rows(ids, data, block_format, (count, width))
     flat = ids.reshape(-1).long().contiguous()
-    result = torch.empty(len(flat), width)
-    blocks = width // block_format.block_size
-    native.rows(type_id, data.data_ptr(), count, blocks, flat.data_ptr(), len(flat), result.data_ptr())
-    return result.view(*ids.shape, width)
+    if native is None:
+        if not flat.numel() or 0 <= int(flat.min()) <= int(flat.max()) < count:
+            return reference.rows(ids, data, block_format, (count, width))
+    else:
+        result = torch.empty(len(flat), width)
+        blocks = width // block_format.block_size
+        if native.rows(type_id, data.data_ptr(), count, blocks, flat.data_ptr(), len(flat), result.data_ptr()):
+            return result.view(*ids.shape, width)
+    raise InputError(f"ids go from {int(flat.min())} to {int(flat.max())}, but there are {count} rows.")
 
 
 def _shape_of_linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:

@@ -22,17 +22,16 @@ def rotations(spec: RopeSpec, position_ids: Tensor, dtype: torch.dtype) -> tuple
     # Only these two depend on how long the text is; asking costs a synchronisation on an accelerator.
     longest = int(position_ids.max()) + 1 if spec.kind in ("dynamic", "longrope") else 0
     length_class = _length_class(spec, longest)
-    with torch.autocast(device_type=position_ids.device.type, enabled=False):
-        known = _known(spec, length_class, position_ids)
-        cos, sin = _rotations(spec, length_class, position_ids) if known is None else known
+    cos, sin = _known(spec, length_class, position_ids) or _rotations(spec, length_class, position_ids)
     return cos.to(dtype), sin.to(dtype)
 
 
 def _rotations(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     frequencies, factor = inverse_frequencies(spec, length_class, position_ids.device)
-    half = position_ids.unsqueeze(-1).float() * frequencies  # [..., H/2]
-    angles = torch.cat([half, half], dim=-1)
-    return angles.cos() * factor, angles.sin() * factor
+    with torch.autocast(device_type=position_ids.device.type, enabled=False):
+        half = position_ids.unsqueeze(-1).float() * frequencies  # [..., H/2]
+        angles = torch.cat([half, half], dim=-1)
+        return angles.cos() * factor, angles.sin() * factor
 
 
 def _known(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:

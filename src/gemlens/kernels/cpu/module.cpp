@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -49,12 +50,22 @@ void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t block
     });
 }
 
-void rows(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t numbers,
+// Whether there are all these rows; else nothing is written.
+bool rows(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t numbers,
           std::int64_t count, std::uintptr_t weights) {
-    const std::int64_t width = blocks * layout(format).block;
+    const std::int64_t width = blocks * layout(format).block, *wanted = at<std::int64_t>(numbers);
+    const auto is_row = [&](std::int64_t number) { return 0 <= number && number < rows; };
+    if (!std::all_of(wanted, wanted + count, is_row)) return false;
     for (std::int64_t i = 0; i < count; ++i)
-        kernels().row(format, at<std::uint8_t>(tiles), rows, blocks, at<std::int64_t>(numbers)[i],
-                      at<float>(weights) + i * width);
+        kernels().row(format, at<std::uint8_t>(tiles), rows, blocks, wanted[i], at<float>(weights) + i * width);
+    return true;
+}
+
+void norm(std::uintptr_t x, std::uintptr_t weight, std::int64_t tokens, std::int64_t size, float eps, std::uintptr_t y) {
+    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t)
+            kernels().norm(at<float>(x) + t * size, at<float>(weight), size, eps, at<float>(y) + t * size);
+    });
 }
 
 void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
@@ -63,10 +74,16 @@ void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bl
     multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()));
 }
 
-void largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
+// Whether x is finite; else nothing is written.
+bool largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
                 std::uintptr_t products) {
     const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-    largest(matrix, quantized(at<float>(x), 1, matrix.width()).groups.data(), k, at<float>(products));
+    const Tokens token = quantized(at<float>(x), 1, matrix.width());
+    const Group* const groups = token.groups.data();
+    if (std::any_of(groups, groups + matrix.width() / 32, [](const Group& group) { return std::isnan(group.scale); }))
+        return false;
+    largest(matrix, groups, k, at<float>(products));
+    return true;
 }
 
 Matrix matrix(const nb::tuple& parts) {
@@ -164,6 +181,7 @@ NB_MODULE(_cpu, module) {
     });
     module.def("pack", pack, free);
     module.def("rows", rows, free);
+    module.def("norm", norm, free);
     module.def("linear", linear, free);
     module.def("largest", largest_of, free);
     module.def("attend", attend_of);
