@@ -4,7 +4,8 @@
 
 The real Gemma 3 270M Q4_K_M file: its blocks as exact float32 numbers are the truth, gemlens with quantize="stored" and
 llama.cpp compute with the blocks. In every row of 1,024 tokens each token but the first is predicted from those before.
-The screened head is held against the full one for every token, for the largest logit and for the 64 largest.
+The screened head is held against the full one for every token, for the largest logit and for the 64 largest. Where the
+difference comes from is told by exact models of which some products have activations in eight bits.
 """
 
 import argparse
@@ -23,10 +24,17 @@ from torch import Tensor
 
 from gemlens import AutoModelForCausalLM, AutoTokenizer
 from gemlens.checkpoints.gguf_export import export_gguf
+from gemlens.kernels.reference import eight_bits
+from gemlens.kernels.tiles import Tiles, largest
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
 ROWS, LENGTH = 20, 1024
 KEPT = (1, 64)
+PARTS: dict[str, tuple[str, ...]] = {
+    "head": ("lm_head",), "q, k, v": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",),
+    "gate, up": ("gate_proj", "up_proj"), "down": ("down_proj",), "all": ("lm_head", "_proj"),
+}  # fmt: skip
+PART_ROWS = 2  # of the text, for each of these
 
 
 def load(**settings: Any) -> Any:
@@ -61,16 +69,32 @@ def judged(logits: Tensor, ids: Tensor) -> tuple[list[float], list[int]]:
     return losses.tolist(), logits[:-1].argmax(-1).tolist()
 
 
-def differing(model: Any, hidden: Tensor, logits: Tensor) -> int:
+def differing(head: Any, hidden: Tensor, logits: Tensor) -> int:
     """For how many tokens the screened head gives anything but the largest of the full one's logits."""
     wrong = 0
     for state, full in zip(hidden, logits, strict=True):
         most = full.topk(max(KEPT)).values
         for kept in KEPT:
             least = most[kept - 1]
-            found = model.lm_head.largest(state[None, None], kept).flatten()
+            found = largest(state, Tiles(head.weight, head.format, head.shape), kept).products
             wrong += not torch.equal(found, full.where(full >= least, -torch.inf))
     return wrong
+
+
+def with_parts_in_eight_bits(exact: Any, rows: list[list[int]]) -> dict[str, float]:
+    """How often an exact model's first choice stays when inputs of some products are in eight bits, in percent."""
+
+    def choices() -> Tensor:
+        return torch.cat([exact(torch.tensor([row])).logits[0].argmax(-1) for row in rows])
+
+    wanted, shares = choices(), {}
+    for part, ends in PARTS.items():
+        leaves = [module for name, module in exact.named_modules() if any(end in name for end in ends)]
+        hooks = [leaf.register_forward_pre_hook(lambda _, given: (eight_bits(given[0]),)) for leaf in leaves]
+        shares[part] = 100 * float((choices() == wanted).float().mean())
+        for hook in hooks:
+            hook.remove()
+    return shares
 
 
 def main() -> None:
@@ -92,7 +116,7 @@ def main() -> None:
             hidden = stored.model(ids[None]).last_hidden_state
             logits = stored.lm_head(hidden)[0]
             told["gemlens"].append(judged(logits, ids))
-            wrong += 0 if is_quick else differing(stored, hidden[0], logits)
+            wrong += 0 if is_quick else differing(stored.lm_head, hidden[0], logits)
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
             print(f"row {number + 1} of {ROWS}", flush=True)
     likeliest = {name: [token for _, tokens in each for token in tokens] for name, each in told.items()}
@@ -107,7 +131,14 @@ def main() -> None:
     }
     tokens = len(likeliest["gemlens"])
     about = {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(), "tokens": tokens}
-    result = {**about, "figures": figures, "files of gemlens": written(text)}
+    with torch.inference_mode():
+        kept = with_parts_in_eight_bits(exact, rows[:PART_ROWS])
+    result = {
+        **about,
+        "figures": figures,
+        "the same first choice with activations in eight bits of, %": kept,
+        "files of gemlens": written(text),
+    }
     if not is_quick:
         result["screened head differs"] = wrong
     print(json.dumps(result, indent=1))

@@ -12,9 +12,12 @@ from test_gguf_models import text_metadata, without_head, write_weights
 
 import gemlens
 from gemlens.errors import InputError
+from gemlens.kernels import tiles
+from gemlens.kernels.formats import Q8_0
 from gemlens.kernels.machine import machine
-from gemlens.kernels.reference import eight_bits
+from gemlens.kernels.reference import eight_bits, quantize
 from gemlens.models.decoder import Layers
+from gemlens.quantization import blocks
 from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
 from gemlens.quantization.fused import FusedLayer, FusedLayers
 
@@ -79,6 +82,25 @@ def test_guesses_change_no_token(tiny: ModuleType, file: Path, guesses: dict[str
     if "assistant" in guesses:
         guesses = {"assistant_model": load(file, quantize="stored")}
     assert torch.equal(model.generate(**prompt, max_new_tokens=24, do_sample=False, **guesses), plain)
+
+
+def test_a_screen_that_finds_nothing_is_left_out_for_the_next_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given holds the largest in any case."""
+    layer = BlockLinear(torch.nn.Linear(64, 160, bias=False), Q8_0)
+    weight = quantize(torch.randn(160, 64, generator=torch.Generator().manual_seed(0)), Q8_0)
+    layer.weight = torch.nn.Parameter(layer.keep(weight), requires_grad=False)
+    shares = []
+    for in_vain in (False, True):
+
+        def found(x: torch.Tensor, packed: tiles.Tiles, k: int, computed: float = float(in_vain)) -> tiles.Largest:
+            shares.append(computed)
+            return tiles.Largest(tiles.largest(x, packed, k).products, computed)
+
+        monkeypatch.setattr(blocks, "largest", found)
+        for number in range(50):
+            x = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(number))
+            assert torch.equal(layer.largest(x, 3).topk(3).values, layer(x).topk(3).values)
+    assert shares == [0.0] * 50 + [1.0] * 2
 
 
 def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) -> None:

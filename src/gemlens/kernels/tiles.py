@@ -77,10 +77,23 @@ def linear(x: Tensor, tiles: Tiles) -> Tensor:
     return result
 
 
-def largest(x: Tensor, tiles: Tiles, k: int) -> Tensor:
-    """The products of one x [K] with all rows, float32 [N]; those that are smaller than the k-th largest are -inf.
+@dataclass(frozen=True)
+class Largest:
+    """What `largest` gives.
 
-    Others are those of `linear`, to the last bit. In Q8_0 about half of the bytes are read: the upper halves of codes
+    Args:
+        products: float32 [N]; those that are smaller than the k-th largest are -inf.
+        computed: what part of all products was computed.
+    """
+
+    products: Tensor
+    computed: float
+
+
+def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
+    """The k largest of the products of one x [K] with all rows.
+
+    They are those of `linear`, to the last bit. In Q8_0 about half of the bytes are read: the upper halves of codes
     say which products can be among the largest (see `largest` in largest.cpp), and only these are computed.
 
     Raises:
@@ -94,10 +107,11 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Tensor:
     if native is not None and tiles.format is Q8_0:
         products = torch.empty(tiles.shape[0])
         given = tiles.data.data_ptr(), tiles.shape[0], tiles.shape[1] // Q8_0.block_size, full.data_ptr(), k
-        if native.largest(Q8_0.type_id, *given, products.data_ptr()):
-            return products
+        computed = native.largest(Q8_0.type_id, *given, products.data_ptr())
+        if computed >= 0:  # x is finite
+            return Largest(products, computed / math.ceil(tiles.shape[0] / 16))
     products = linear(full, tiles)
-    return products.where(~(products < products.topk(k).values[-1]), -torch.inf)
+    return Largest(products.where(~(products < products.topk(k).values[-1]), -torch.inf), 1.0)
 
 
 def rows(ids: Tensor, tiles: Tiles) -> Tensor:

@@ -17,6 +17,8 @@ from gemlens.kernels.tiles import FORMATS, Tiles, largest, linear, pack, rows
 from gemlens.models.layers import ScaledEmbedding, rounded
 from gemlens.models.swap import swap
 
+_UNSCREENED = 31  # tokens after one whose screen was in vain
+
 
 class _Unsaved(nn.Module):
     """A leaf that no checkpoint has a place for."""
@@ -41,6 +43,7 @@ class BlockLinear(_Unsaved, nn.Linear):
         self.weight, self.bias = layer.weight.requires_grad_(False), layer.bias
         self.format = block_format
         self.padding = -self.in_features % block_format.block_size
+        self._unscreened = 0  # tokens whose largest logits are not looked for
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,13 +67,19 @@ class BlockLinear(_Unsaved, nn.Linear):
         return result if self.bias is None else result + self.bias
 
     def largest(self, hidden: Tensor, count: int) -> Tensor:
-        """The `count` largest of what `forward` gives, exactly; others are -inf. See FindingHead."""
+        """The `count` largest of what `forward` gives, exactly; others may be -inf. See FindingHead.
+
+        Where all products are alike, looking costs more than it saves; then it is left out for the next tokens.
+        """
         # Numbers that differ may be equal in a shorter dtype.
         screens = hidden.dtype is torch.float32 and self.format is Q8_0 and self.bias is None and not self.padding
-        if not screens or hidden.shape[:-1].numel() != 1:
+        if not screens or hidden.shape[:-1].numel() != 1 or self._unscreened:
+            self._unscreened = max(0, self._unscreened - 1)
             return self(hidden)
         tiles = Tiles(self.weight, self.format, self.shape)
-        return largest(hidden.flatten(), tiles, min(count, self.out_features)).view(*hidden.shape[:-1], -1)
+        found = largest(hidden.flatten(), tiles, min(count, self.out_features))
+        self._unscreened = _UNSCREENED if found.computed > 0.5 else 0
+        return found.products.view(*hidden.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape and format."""

@@ -48,7 +48,7 @@ Reach reach_of(const Group& x) {
 // Rounding: a product is a sum of G terms, computed with at most G + 3 roundings of 2^-24 of the terms' sizes, here and in
 // `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that what is larger by 2 (G + 3) 2^-24 256
 // holds both.
-void largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products) {
+std::int64_t largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products) {
     const std::int64_t tiles = matrix.tile_rows(), groups = matrix.blocks;
     const float slack = 1.0f + 3.1e-5f * static_cast<float>(groups + 3);
     std::vector<Reach> reaches(static_cast<std::size_t>(groups));
@@ -88,6 +88,7 @@ void largest(const Matrix& matrix, const Group* x, std::int64_t k, float* produc
     for (const std::int64_t tile : computed)
         for (std::int64_t n = 16 * tile; n < std::min(16 * tile + 16, matrix.rows); ++n)
             if (products[n] < last) products[n] = -INFINITE;
+    return static_cast<std::int64_t>(computed.size());
 }
 
 }  // namespace gemlens

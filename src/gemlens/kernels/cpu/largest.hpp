@@ -8,6 +8,7 @@
 namespace gemlens {
 
 // products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as larger than all.
-void largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products);
+// Returns how many tiles were computed.
+std::int64_t largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products);
 
 }  // namespace gemlens

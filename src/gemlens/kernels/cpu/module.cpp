@@ -74,16 +74,15 @@ void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bl
     multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()));
 }
 
-// Whether x is finite; else nothing is written.
-bool largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
+// How many tiles were computed; -1 where x is not finite, and nothing is written.
+std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
                 std::uintptr_t products) {
     const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
     const Tokens token = quantized(at<float>(x), 1, matrix.width());
     const Group* const groups = token.groups.data();
     if (std::any_of(groups, groups + matrix.width() / 32, [](const Group& group) { return std::isnan(group.scale); }))
-        return false;
-    largest(matrix, groups, k, at<float>(products));
-    return true;
+        return -1;
+    return largest(matrix, groups, k, at<float>(products));
 }
 
 Matrix matrix(const nb::tuple& parts) {
