@@ -46,7 +46,7 @@ def test_its_logits_are_those_of_the_numbers_with_activations_in_eight_bits(
     assert type(model.model.embed_tokens) is BlockEmbedding
     assert model.lm_head.weight is model.model.embed_tokens.weight
     with torch.no_grad():
-        said = model(**inputs).logits
+        said = model(**inputs, use_cache=False).logits  # what is cached is rounded
         plain = F.linear
         if model.lm_head.format.is_quantized:
             monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: plain(eight_bits(x), weight, bias))

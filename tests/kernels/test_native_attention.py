@@ -44,13 +44,15 @@ def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: i
     before=st.integers(0, 300), heads=st.sampled_from([(1, 1), (4, 1), (8, 4), (3, 3)]),
     size=st.sampled_from([1, 8, 64, 72, 256]), window=st.sampled_from([None, 1, 20, 64, 500]),
     cap=st.sampled_from([None, 5.0]), seed=st.integers(0, 2**32 - 1), threads=st.integers(1, 4),
+    stored=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_what_is_seen_is_what_the_specification_sees(
     kernels: str, kind: str, batch: int, steps: int, before: int, heads: tuple[int, int], size: int,
-    window: int | None, cap: float | None, seed: int, threads: int,
+    window: int | None, cap: float | None, seed: int, threads: int, stored: torch.dtype,
 ) -> None:  # fmt: skip
     length = before + steps
-    query, keys, values = numbers(seed, batch, steps, length, heads, size)
+    query, *held = numbers(seed, batch, steps, length, heads, size)
+    keys, values = (states.to(stored) for states in held)
     view = view_of(kind, seed, batch, steps, length, window)
     wanted = reference.attend(query.double(), keys.double(), values.double(), view, size**-0.5, cap)
     with using(attention, kernels, threads):
@@ -116,3 +118,5 @@ def test_what_does_not_fit_is_a_sentence() -> None:
         attention.attend(query[:, :, :3], keys, values, None, 1.0)
     with pytest.raises(InputError, match=r"Numbers are torch.float64, torch.float32 and torch.float32"):
         attention.attend(query.double(), keys, values, None, 1.0)
+    with pytest.raises(InputError, match=r"keys and values both that or torch.bfloat16"):
+        attention.attend(query, keys, values.bfloat16(), None, 1.0)

@@ -17,7 +17,9 @@ from gemlens.kernels import reference
 from gemlens.kernels.machine import machine
 from gemlens.spans import Span, View
 
+FEW = 15  # tokens of a row that read keys as they are stored
 _EVER = 2**62  # a window that reaches all
+_STORED = (torch.float32, torch.bfloat16)
 
 
 def attend(
@@ -27,7 +29,7 @@ def attend(
 
     Args:
         query: float32 [B, S, N, H].
-        keys: float32 [B, K, T, H], K dividing N: kv head j serves query heads jG to jG+G-1.
+        keys: float32 or bfloat16 [B, K, T, H], K dividing N: kv head j serves query heads jG to jG+G-1.
         values: like `keys`.
         view: who sees whom; None: everybody everything.
         scale: what scores are multiplied by.
@@ -37,7 +39,7 @@ def attend(
         float32 [B, S, N, H]. From 16 tokens on, numbers are rounded to bfloat16 where the processor has its products.
 
     Raises:
-        InputError: the shapes do not fit each other, or numbers are not float32.
+        InputError: the shapes do not fit each other, or numbers are of another dtype.
     """
     batch, _, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
@@ -46,8 +48,11 @@ def attend(
             f"query is {tuple(query.shape)}, keys are {tuple(keys.shape)} and values {tuple(values.shape)}, but they "
             "must be [B, S, N, H] and twice [B, K, T, H], with K dividing N and T at least 1."
         )
-    if {query.dtype, keys.dtype, values.dtype} != {torch.float32}:
-        raise InputError(f"Numbers are {query.dtype}, {keys.dtype} and {values.dtype}, but must be torch.float32.")
+    if query.dtype is not torch.float32 or keys.dtype is not values.dtype or keys.dtype not in _STORED:
+        raise InputError(
+            f"Numbers are {query.dtype}, {keys.dtype} and {values.dtype}, but must be torch.float32, keys and values "
+            "both that or torch.bfloat16."
+        )
     result: Tensor = torch.ops.gemlens.attend(
         query, keys, values, numbers_of(view), None if view is None else view.window, scale, cap
     )
@@ -92,6 +97,8 @@ def _attend(
     batch, steps, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
     native = machine().native
+    if native is None or steps > FEW:
+        keys, values = keys.float(), values.float()
     if native is None:
         view = View(Span(*numbers[:3]), Span(*numbers[3:]), window) if numbers else None  # type: ignore[arg-type]
         return reference.attend(query, keys, values, view, scale, cap)
@@ -100,8 +107,8 @@ def _attend(
         keys, values = keys.contiguous(), values.contiguous()
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
-                  keys.stride(0), keys.stride(1), addresses(numbers), reach(window), scale, cap or 0.0,
-                  mixed.data_ptr())  # fmt: skip
+                  keys.dtype is torch.bfloat16, keys.stride(0), keys.stride(1), addresses(numbers), reach(window),
+                  scale, cap or 0.0, mixed.data_ptr())  # fmt: skip
     return mixed
 
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
-from gemlens.kernels.attention import addresses, attend, numbers_of, reach
+from gemlens.kernels.attention import FEW, addresses, attend, numbers_of, reach
 from gemlens.kernels.machine import machine
-from gemlens.models.attention import Scores
 from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
 from gemlens.models.swap import swap
@@ -28,7 +27,7 @@ from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-FEW = 15  # tokens of a row, to whom all keys are not read anew as float32
+KEPT = torch.bfloat16  # what is cached, as attention of a prompt rounds keys and values to it in any case
 
 
 class FusedLayer(nn.Module):
@@ -72,16 +71,14 @@ class FusedLayer(nn.Module):
                        query.data_ptr(), key.data_ptr(), value.data_ptr())  # fmt: skip
         keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
         if cache is not None:
-            keys, values = cache.update(keys.to(dtype), values.to(dtype), attention.layer_idx)
+            kept = KEPT if type(cache) is DynamicCache else dtype  # others may have made room already
+            keys, values = cache.update(keys.to(kept), values.to(kept), attention.layer_idx)
         count = len(view.query)
         if count < steps:  # of the last layer only these are wanted
             query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
-        if steps > FEW or keys.dtype is torch.float32:
-            mixed = attend(query, keys.float(), values.float(), view, attention.scale, attention.cap)
-        else:
-            scores = Scores(attention.scale, attention.cap)
-            seen, _ = attention.attend(query.transpose(1, 2).to(dtype), keys, values, view, scores)
-            mixed = seen.transpose(1, 2).float().contiguous()
+        if keys.dtype is torch.float16:
+            keys, values = keys.float(), values.float()
+        mixed = attend(query, keys, values, view, attention.scale, attention.cap)
         result = torch.empty_like(x)
         native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
         return result.to(hidden.dtype), None
@@ -150,7 +147,7 @@ class FusedLayers(Layers):
         is_asked = steps <= FEW and len(calls[-1][1].query) == steps
         if not is_asked or (torch.is_grad_enabled() and hidden.requires_grad):
             return False
-        has_room = type(cache) is DynamicCache and cache.can_reserve(batch, torch.float32)  # others keep it elsewhere
+        has_room = type(cache) is DynamicCache and cache.can_reserve(batch, KEPT)  # others keep it elsewhere
         return has_room and all(isinstance(layer, FusedLayer) for layer in self)
 
 

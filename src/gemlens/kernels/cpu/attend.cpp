@@ -28,7 +28,9 @@ void attend_few(const Heads& at, const Memory& memory, const float* queries, flo
             bool seen[LOOK];
             if (memory.sight) attention().see(*memory.sight, row, token % memory.steps, from, length, seen);
             float* part = part_of(group, piece);
-            kernels().look({queries + group * each * size, memory.keys + place, memory.values + place,
+            const std::int64_t bytes = place * (memory.are_brains ? 2 : 4);
+            kernels().look({queries + group * each * size, static_cast<const char*>(memory.keys) + bytes,
+                          static_cast<const char*>(memory.values) + bytes, memory.are_brains,
                           memory.sight ? seen : nullptr, each, size, length, at.scale, at.cap, part, part + each * size,
                           part + each * (size + 1)});
         }
@@ -61,7 +63,8 @@ void attend_many(const Heads& at, const Memory& memory, const float* queries, fl
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t pair = i / steps, from = i % steps * STEP;
             const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * size;
-            attention().pack(memory.keys + place, memory.values + place, std::min(STEP, memory.length - from), size,
+            attention().pack(static_cast<const float*>(memory.keys) + place,
+                            static_cast<const float*>(memory.values) + place, std::min(STEP, memory.length - from), size,
                             packed.get() + i * bytes);
         }
     });

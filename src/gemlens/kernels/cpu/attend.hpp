@@ -16,7 +16,8 @@ struct Heads {
 // Keys and values of some rows, [rows, K, length, size], and who sees whom; no sight: all see all.
 struct Memory {
     std::int64_t rows, steps, length;
-    const float *keys, *values;
+    const void *keys, *values;
+    bool are_brains;  // bfloat16, of few tokens only; else float
     std::int64_t row, head;  // from one to the next, in numbers
     const Sight* sight;
 };

@@ -21,7 +21,8 @@ struct Layout {
 // Some of the keys that the queries of one group of heads see, and what is made of them.
 struct Look {
     const float* queries;  // [count, size]
-    const float *keys, *values;  // [length, size]
+    const void *keys, *values;  // [length, size], float or bfloat16
+    bool are_brains;  // the latter
     const bool* seen;  // [length], or null: all
     std::int64_t count, size, length;
     float scale, cap;  // cap 0: none
@@ -66,6 +67,8 @@ struct Kernels {
     void (*activate)(const float* x, const float* bias, std::int64_t size, float* y);
     // at most LOOK keys
     void (*look)(const Look& at);
+    // numbers in bfloat16, to the nearest even
+    void (*to_brains)(const float* numbers, std::int64_t count, std::uint16_t* brains);
     // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
                    const Reach* reaches, float* most);

@@ -74,12 +74,12 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
         for (std::int64_t i = first * kv_heads; i < last * kv_heads; ++i) {
             const std::int64_t token = i / kv_heads, slot = seen.length - steps + token % steps;
             const std::int64_t place = token / steps * seen.row + i % kv_heads * seen.head + slot * size;
-            std::copy_n(keys.data() + i * size, size, seen.keys + place);
-            std::copy_n(values.data() + i * size, size, seen.values + place);
+            kernels().to_brains(keys.data() + i * size, size, seen.keys + place);
+            kernels().to_brains(values.data() + i * size, size, seen.values + place);
         }
     });
     attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, seen.length, seen.keys, seen.values, seen.row, seen.head, seen.sight}, queries.data(),
+           {rows, steps, seen.length, seen.keys, seen.values, true, seen.row, seen.head, seen.sight}, queries.data(),
            mixed.data());
     finish(tokens, mixed.data(), hidden, hidden);
 }

@@ -14,9 +14,9 @@ struct Rotation {
     std::int64_t turns;
 };
 
-// What a layer has seen: as `Memory`, but the last `steps` tokens of each row are still to be written.
+// What a layer has seen, in bfloat16: as `Memory`, but the last `steps` tokens of each row are still to be written.
 struct Seen {
-    float *keys, *values;
+    std::uint16_t *keys, *values;
     std::int64_t row, head, length;
     const Sight* sight;
 };

@@ -102,13 +102,14 @@ Sight sight_of(const std::vector<std::int64_t>& spans, std::int64_t window) {
 }
 
 void attend_of(std::int64_t rows, std::int64_t steps, std::int64_t length, std::int64_t heads, std::int64_t kv_heads,
-               std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, std::int64_t row,
-               std::int64_t head, const std::vector<std::int64_t>& spans, std::int64_t window, float scale, float cap,
+               std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, bool are_brains,
+               std::int64_t row, std::int64_t head, const std::vector<std::int64_t>& spans, std::int64_t window, float scale, float cap,
                std::uintptr_t mixed) {
     const nb::gil_scoped_release released;
     const Sight sight = sight_of(spans, window);
     const Sight* who = spans.empty() ? nullptr : &sight;
-    attend({heads, kv_heads, size, scale, cap}, {rows, steps, length, at<float>(keys), at<float>(values), row, head, who},
+    attend({heads, kv_heads, size, scale, cap},
+           {rows, steps, length, at<void>(keys), at<void>(values), are_brains, row, head, who},
            at<float>(query), at<float>(mixed));
 }
 
@@ -150,9 +151,10 @@ struct Turn {
 
 Turn turn_of(const nb::tuple& given, const std::vector<Sight>& sights) {
     const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(given[i]); };
-    const auto place = [&](std::size_t i) { return at<float>(nb::cast<std::uintptr_t>(given[i])); };
+    const auto place = [&](std::size_t i) { return nb::cast<std::uintptr_t>(given[i]); };
     const Sight* sight = number(8) < 0 ? nullptr : &sights[static_cast<std::size_t>(number(8))];
-    return {nb::cast<const Layer*>(given[0]), {place(1), place(2), number(3), number(4), number(5), sight}, place(6), place(7)};
+    return {nb::cast<const Layer*>(given[0]), {at<std::uint16_t>(place(1)), at<std::uint16_t>(place(2)), number(3), number(4), number(5), sight},
+            at<float>(place(6)), at<float>(place(7))};
 }
 
 // hidden [rows, steps, D] goes through layers, one after the other; `views`: spans as in `attend`, and the window.

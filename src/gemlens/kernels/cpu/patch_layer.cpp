@@ -59,7 +59,7 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
         }
         const float scale = 1.0f / std::sqrt(static_cast<float>(size));
         attend({heads, heads, size, scale, 0.0f},
-               {1, patches, patches, keys.data(), values.data(), patches * width, patches * size, nullptr},
+               {1, patches, patches, keys.data(), values.data(), false, patches * width, patches * size, nullptr},
                queries.data(), mixed.data());
         finish(patches, mixed.data(), own, result + row * patches * width);
     }

@@ -332,6 +332,6 @@ void activate(const float* x, const float* bias, std::int64_t size, float* y) {
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
 const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm,
-                            layer_norm, rotate, gate, activate, look, screen, 1.0f / TileQ8_0::SIZE};
+                            layer_norm, rotate, gate, activate, look, to_brains, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "simd.hpp"
@@ -11,27 +12,40 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
+using Brain = std::uint16_t;
+
+Simd::Floats load(const float* place) { return Simd::load(place); }
+Simd::Floats load(const Brain* place) { return Simd::brains(reinterpret_cast<const std::uint8_t*>(place)); }
+
+float number(float value) { return value; }
+float number(Brain value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
 // Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
-template <int COUNT>
-void scores_of(const float* queries, const float* key, std::int64_t size, float* scores, std::int64_t stride) {
+template <int COUNT, class Stored>
+void scores_of(const float* queries, const Stored* key, std::int64_t size, float* scores, std::int64_t stride) {
     Simd::Floats sums[COUNT];
     for (auto& sum : sums) sum = Simd::zero();
     std::int64_t i = 0;
     for (; i + ROWS <= size; i += ROWS) {
-        const auto part = Simd::load(key + i);
+        const auto part = load(key + i);
 #pragma GCC unroll 4
         for (int q = 0; q < COUNT; ++q) sums[q] = Simd::multiply_add(Simd::load(queries + q * size + i), part, sums[q]);
     }
     for (int q = 0; q < COUNT; ++q) {
         float score = Simd::sum(sums[q]);
-        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * key[rest];
+        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * number(key[rest]);
         scores[q * stride] = score;
     }
 }
 
 // COUNT sums over keys of weights [COUNT, stride] times values [length, size], WIDE times 16 columns of them.
-template <int COUNT, int WIDE>
-void mix_columns(const float* weights, std::int64_t stride, const float* values, std::int64_t length, std::int64_t size,
+template <int COUNT, int WIDE, class Stored>
+void mix_columns(const float* weights, std::int64_t stride, const Stored* values, std::int64_t length, std::int64_t size,
                  float* mixed) {
     Simd::Floats sums[COUNT][WIDE];
     for (auto& row : sums)
@@ -39,7 +53,7 @@ void mix_columns(const float* weights, std::int64_t stride, const float* values,
     for (std::int64_t t = 0; t < length; ++t)
 #pragma GCC unroll 4
         for (int c = 0; c < WIDE; ++c) {
-            const auto part = Simd::load(values + t * size + c * ROWS);
+            const auto part = load(values + t * size + c * ROWS);
 #pragma GCC unroll 4
             for (int q = 0; q < COUNT; ++q)
                 sums[q][c] = Simd::multiply_add(Simd::all(weights[q * stride + t]), part, sums[q][c]);
@@ -48,12 +62,13 @@ void mix_columns(const float* weights, std::int64_t stride, const float* values,
         for (int c = 0; c < WIDE; ++c) Simd::store(mixed + q * size + c * ROWS, sums[q][c]);
 }
 
-template <int COUNT>
+template <int COUNT, class Stored>
 void look_of(const Look& at, std::int64_t first) {
     const float* queries = at.queries + first * at.size;
+    const Stored *keys = static_cast<const Stored*>(at.keys), *values = static_cast<const Stored*>(at.values);
     float scores[COUNT][LOOK];
     for (std::int64_t t = 0; t < at.length; ++t)
-        scores_of<COUNT>(queries, at.keys + t * at.size, at.size, &scores[0][t], LOOK);
+        scores_of<COUNT>(queries, keys + t * at.size, at.size, &scores[0][t], LOOK);
     for (int q = 0; q < COUNT; ++q) {
         float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
         for (std::int64_t t = 0; t < at.length; ++t) {
@@ -75,24 +90,36 @@ void look_of(const Look& at, std::int64_t first) {
     float* mixed = at.mixed + first * at.size;
     std::int64_t i = 0;
     for (; i + WIDE * ROWS <= at.size; i += WIDE * ROWS)
-        mix_columns<COUNT, WIDE>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
+        mix_columns<COUNT, WIDE>(scores[0], LOOK, values + i, at.length, at.size, mixed + i);
     for (; i + ROWS <= at.size; i += ROWS)
-        mix_columns<COUNT, 1>(scores[0], LOOK, at.values + i, at.length, at.size, mixed + i);
+        mix_columns<COUNT, 1>(scores[0], LOOK, values + i, at.length, at.size, mixed + i);
     for (; i < at.size; ++i)
         for (int q = 0; q < COUNT; ++q) {
             float sum = 0.0f;
-            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * at.values[t * at.size + i];
+            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * number(values[t * at.size + i]);
             mixed[q * at.size + i] = sum;
         }
 }
 
+template <class Stored>
+void look_at(const Look& at) {
+    std::int64_t q = 0;
+    for (; q + 4 <= at.count; q += 4) look_of<4, Stored>(at, q);
+    for (; q + 2 <= at.count; q += 2) look_of<2, Stored>(at, q);
+    for (; q < at.count; ++q) look_of<1, Stored>(at, q);
+}
+
 }  // namespace
 
-void look(const Look& at) {
-    std::int64_t q = 0;
-    for (; q + 4 <= at.count; q += 4) look_of<4>(at, q);
-    for (; q + 2 <= at.count; q += 2) look_of<2>(at, q);
-    for (; q < at.count; ++q) look_of<1>(at, q);
+void look(const Look& at) { at.are_brains ? look_at<Brain>(at) : look_at<float>(at); }
+
+void to_brains(const float* numbers, std::int64_t count, std::uint16_t* brains) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, numbers + i, sizeof bits);
+        const std::uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        brains[i] = static_cast<std::uint16_t>(numbers[i] == numbers[i] ? nearest : 0x7fc0u);
+    }
 }
 
 }  // namespace GEMLENS_ISA

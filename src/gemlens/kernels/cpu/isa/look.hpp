@@ -7,6 +7,7 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 
 void look(const Look& at);
+void to_brains(const float* numbers, std::int64_t count, std::uint16_t* brains);
 
 }  // namespace GEMLENS_ISA
 }  // namespace gemlens
