@@ -41,7 +41,8 @@ def run(module: Path) -> int:
     spec = spec_from_file_location(NAME, module)
     sys.modules[NAME] = loaded = module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    return pytest.main(["-q", "-p", "no:cacheprovider", *map(str, Path(__file__).parent.glob("test_*.py"))])
+    tests = [*Path(__file__).parent.glob("test_*.py"), ROOT / "tests" / "quantization" / "test_fused_patches.py"]
+    return pytest.main(["-q", "-p", "no:cacheprovider", *map(str, tests)])
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -243,3 +244,19 @@ def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers
         found = tiles.largest(x, packed, 1)
     assert products.argmax() == 1800
     assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+def test_tiles_in_one_room_are_those_alone_and_do_not_meet(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the room ends and another begins, and of one that is larger than a room."""
+    monkeypatch.setattr(tiles, "_ROOM", 20_000)
+    shapes = [(40, 32), (17, 64), (100, 32), (800, 64), (40, 32), (16, 96)] * 3
+    with using(tiles, kernels):
+        room = tiles.Room()
+        data = [blocks(Q8_0, rows * width // 32, seed) for seed, (rows, width) in enumerate(shapes)]
+        together = [tiles.pack(each, Q8_0, shape, room).data for each, shape in zip(data, shapes, strict=True)]
+        for each, shape, packed in zip(data, shapes, together, strict=True):
+            assert torch.equal(packed, tiles.pack(each, Q8_0, shape).data)
+    places = sorted((each.data_ptr(), len(each)) for each in together)
+    assert all(begin % 64 == 0 for begin, _ in places)
+    assert all(begin + size <= after for (begin, size), (after, _) in pairwise(places))

@@ -19,6 +19,8 @@ from gemlens.kernels import reference
 from gemlens.kernels.formats import BF16, BY_TYPE_ID, F16, Q4_0, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0, Format
 from gemlens.kernels.machine import machine
 
+_ROOM = 2**26  # bytes that are asked for at once
+_LINE = 64  # bytes where tiles begin
 FORMATS = (F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K)  # that kernels compute in
 
 
@@ -37,13 +39,35 @@ class Tiles:
     shape: tuple[int, int]
 
 
-def pack(data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tiles:
+class Room:
+    """Room for the tiles of a model, side by side in large pages, which no small tensor of its own would get.
+
+    Reading a matrix then misses few translations of addresses, and nothing stops at the ends of small pages.
+    """
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int) -> Tensor:
+        """So many bytes, uint8."""
+        if count > len(self._free):
+            made = torch.empty(max(count, _ROOM), dtype=torch.uint8)
+            machine().native.widen_pages(made.data_ptr(), len(made))  # type: ignore[union-attr]  # it wants tiles
+            if count >= _ROOM:
+                return made
+            self._free = made
+        taken, self._free = self._free[:count], self._free[math.ceil(count / _LINE) * _LINE :]
+        return taken
+
+
+def pack(data: Tensor, block_format: Format, shape: tuple[int, int], room: Room | None = None) -> Tiles:
     """Puts the blocks of 16 rows side by side.
 
     Args:
         data: uint8 on a CPU, the blocks of a matrix, row after row.
         block_format: one of FORMATS.
         shape: (N, K).
+        room: for the tiles; None for memory of their own.
 
     Raises:
         InputError: another format, or the bytes are not as many as the shape needs.
@@ -58,7 +82,8 @@ def pack(data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tiles:
         return Tiles(data, block_format, shape)
     rows, blocks = shape[0], shape[1] // block_format.block_size
     _, _, tile_bytes = native.layout(block_format.type_id)
-    tiles = torch.empty(math.ceil(rows / 16) * blocks * tile_bytes, dtype=torch.uint8)
+    size = math.ceil(rows / 16) * blocks * tile_bytes
+    tiles = torch.empty(size, dtype=torch.uint8) if room is None else room.take(size)
     native.pack(block_format.type_id, data.data_ptr(), rows, blocks, tiles.data_ptr())
     return Tiles(tiles, block_format, shape)
 

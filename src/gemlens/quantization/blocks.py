@@ -6,6 +6,7 @@ A model's code never sees it. An embedding and a head that share a weight share 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from gemlens.errors import InputError
 from gemlens.kernels.formats import Q8_0, Format
-from gemlens.kernels.tiles import FORMATS, Tiles, largest, linear, pack, rows
+from gemlens.kernels.tiles import FORMATS, Room, Tiles, largest, linear, pack, rows
 from gemlens.models.layers import ScaledEmbedding, rounded
 from gemlens.models.swap import swap
 
@@ -56,9 +57,9 @@ class BlockLinear(_Unsaved, nn.Linear):
         rows, width = self.shape
         return self.format.type_id, self.weight.data_ptr(), rows, width // self.format.block_size
 
-    def keep(self, blocks: Tensor) -> Tensor:
+    def keep(self, blocks: Tensor, room: Room | None = None) -> Tensor:
         """What the layer computes with, of the blocks of a file."""
-        return pack(blocks, self.format, self.shape).data
+        return pack(blocks, self.format, self.shape, room).data
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -102,9 +103,9 @@ class BlockEmbedding(_Unsaved, nn.Embedding):
         self.format, self.dtype = block_format, dtype
         self.scale = rounded(layer.scale, dtype) if isinstance(layer, ScaledEmbedding) else 1.0
 
-    def keep(self, blocks: Tensor) -> Tensor:
+    def keep(self, blocks: Tensor, room: Room | None = None) -> Tensor:
         """What the layer reads from, of the blocks of a file."""
-        return pack(blocks, self.format, (self.num_embeddings, self.embedding_dim)).data
+        return pack(blocks, self.format, (self.num_embeddings, self.embedding_dim), room).data
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, S] ids -> [B, S, D]."""
@@ -145,7 +146,8 @@ def replace(
         else:
             raise InputError(f"'{weight}' is of a {type(layer).__name__}, which no kernel computes.")
     swap(model, lambda name, _: leaves.get(name))
-    return {f"{name}.weight": leaf.keep for name, leaf in leaves.items()}
+    room = Room()
+    return {f"{name}.weight": partial(leaf.keep, room=room) for name, leaf in leaves.items()}
 
 
 def _with_twins(model: nn.Module, formats: Mapping[str, Format]) -> dict[str, Format]:

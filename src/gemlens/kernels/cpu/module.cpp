@@ -44,7 +44,6 @@ void widen_pages(std::uintptr_t begin, std::int64_t bytes) {
 }
 
 void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t blocks, std::uintptr_t tiles) {
-    widen_pages(tiles, (rows + 15) / 16 * blocks * layout(format).tile);
     spread((rows + 15) / 16, 1, [&](std::int64_t first, std::int64_t last) {
         kernels().pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
     });
@@ -180,6 +179,7 @@ NB_MODULE(_cpu, module) {
         const Layout found = layout(format);
         return nb::make_tuple(found.block, found.bytes, found.tile);
     });
+    module.def("widen_pages", widen_pages);
     module.def("pack", pack, free);
     module.def("rows", rows, free);
     module.def("norm", norm, free);
