@@ -17,7 +17,6 @@ from gemlens.kernels import reference
 from gemlens.kernels.machine import machine
 from gemlens.spans import Span, View
 
-FEW = 15  # tokens of a row that read keys as they are stored
 _EVER = 2**62  # a window that reaches all
 _STORED = (torch.float32, torch.bfloat16)
 
@@ -97,9 +96,8 @@ def _attend(
     batch, steps, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
     native = machine().native
-    if native is None or steps > FEW:
-        keys, values = keys.float(), values.float()
     if native is None:
+        keys, values = keys.float(), values.float()
         view = View(Span(*numbers[:3]), Span(*numbers[3:]), window) if numbers else None  # type: ignore[arg-type]
         return reference.attend(query, keys, values, view, scale, cap)
     query = query.contiguous()

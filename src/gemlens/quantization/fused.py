@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
-from gemlens.kernels.attention import FEW, addresses, attend, numbers_of, reach
+from gemlens.kernels.attention import addresses, attend, numbers_of, reach
 from gemlens.kernels.machine import machine
 from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
@@ -27,6 +27,7 @@ from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+FEW = 15  # tokens of a row that go through all layers in one call
 KEPT = torch.bfloat16  # what is cached, as attention of a prompt rounds keys and values to it in any case
 
 
@@ -69,10 +70,12 @@ class FusedLayer(nn.Module):
         )
         native.project(batch * steps, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[0] * cos.shape[1],
                        query.data_ptr(), key.data_ptr(), value.data_ptr())  # fmt: skip
-        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
         if cache is not None:
             kept = KEPT if type(cache) is DynamicCache else dtype  # others may have made room already
-            keys, values = cache.update(keys.to(kept), values.to(kept), attention.layer_idx)
+            key, value = _as_kept(key, kept), _as_kept(value, kept)
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
+        if cache is not None:
+            keys, values = cache.update(keys, values, attention.layer_idx)
         count = len(view.query)
         if count < steps:  # of the last layer only these are wanted
             query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
@@ -102,6 +105,17 @@ class FusedLayer(nn.Module):
         self._native = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _as_kept(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in a dtype; in bfloat16 not by torch, whose threads would be in the way of the kernels' after it."""
+    if dtype is not torch.bfloat16:
+        return states.to(dtype)
+    rounded = torch.empty(states.shape, dtype=dtype)
+    machine().native.to_brains(  # type: ignore[union-attr]  # can_fuse asked for it
+        states.data_ptr(), states.numel(), rounded.data_ptr()
+    )
+    return rounded
 
 
 class FusedLayers(Layers):

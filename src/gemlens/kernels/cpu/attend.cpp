@@ -63,9 +63,11 @@ void attend_many(const Heads& at, const Memory& memory, const float* queries, fl
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t pair = i / steps, from = i % steps * STEP;
             const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * size;
-            attention().pack(static_cast<const float*>(memory.keys) + place,
-                            static_cast<const float*>(memory.values) + place, std::min(STEP, memory.length - from), size,
-                            packed.get() + i * bytes);
+            const auto at_place = [&](const void* states) {
+                return static_cast<const char*>(states) + place * (memory.are_brains ? 2 : 4);
+            };
+            attention().pack(at_place(memory.keys), at_place(memory.values), memory.are_brains,
+                            std::min(STEP, memory.length - from), size, packed.get() + i * bytes);
         }
     });
     // Later tokens see more: the longest parts come first, each alone, so that threads end together.

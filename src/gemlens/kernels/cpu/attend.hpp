@@ -17,7 +17,7 @@ struct Heads {
 struct Memory {
     std::int64_t rows, steps, length;
     const void *keys, *values;
-    bool are_brains;  // bfloat16, of few tokens only; else float
+    bool are_brains;  // bfloat16; else float
     std::int64_t row, head;  // from one to the next, in numbers
     const Sight* sight;
 };

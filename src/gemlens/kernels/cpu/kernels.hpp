@@ -105,7 +105,8 @@ struct Attention {
     bool (*see)(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count,
                 bool* seen);
     std::int64_t (*step_bytes)(std::int64_t size);  // of STEP keys and their values, packed
-    void (*pack)(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::uint8_t* packed);
+    void (*pack)(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
+                 std::uint8_t* packed);
     void (*mix)(const Mix& at);
 };
 

@@ -60,6 +60,12 @@ bool rows(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bloc
     return true;
 }
 
+void to_brains(std::uintptr_t numbers, std::int64_t count, std::uintptr_t brains) {
+    spread(count, 4096, [&](std::int64_t first, std::int64_t last) {
+        kernels().to_brains(at<float>(numbers) + first, last - first, at<std::uint16_t>(brains) + first);
+    });
+}
+
 void norm(std::uintptr_t x, std::uintptr_t weight, std::int64_t tokens, std::int64_t size, float eps, std::uintptr_t y) {
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t t = first; t < last; ++t)
@@ -183,6 +189,7 @@ NB_MODULE(_cpu, module) {
     module.def("pack", pack, free);
     module.def("rows", rows, free);
     module.def("norm", norm, free);
+    module.def("to_brains", to_brains, free);
     module.def("linear", linear, free);
     module.def("largest", largest_of, free);
     module.def("attend", attend_of);

@@ -39,6 +39,7 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
     }
     for (; i < count; ++i) numbers[i] = number(factor * values[i]);
 }
+void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) { std::copy_n(brains, count, numbers); }
 // Weights of STEP scores, exp(score - most), for scores that are at most that; the sum of them. Both are as good as
 // numbers of bfloat16 need it: 2^x is a polynomial of degree 4 for what is left of x after its nearest whole number.
 float put_weights(float* scores, float most, Number* weights) {
@@ -70,6 +71,12 @@ using Number = float;
 void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
     for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
 }
+void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        const std::uint32_t bits = static_cast<std::uint32_t>(brains[i]) << 16;
+        std::memcpy(numbers + i, &bits, sizeof bits);
+    }
+}
 float put_weights(float* scores, float most, Number* weights) {
     float total = 0.0f;
 #pragma omp simd reduction(+ : total)
@@ -92,7 +99,8 @@ std::int64_t up_to(std::int64_t count, std::int64_t step) { return (count + step
 std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
 std::int64_t values_bytes(std::int64_t size) { return STEP / DEPTH * (up_to(size, ROWS) / ROWS) * TILE; }
 
-void pack_step(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::uint8_t* packed) {
+void pack_step(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
+               std::uint8_t* packed) {
     const std::int64_t depths = up_to(size, DEPTH) / DEPTH, widths = up_to(size, ROWS) / ROWS;
     std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
     auto* key_tiles = reinterpret_cast<Number*>(packed);
@@ -101,8 +109,14 @@ void pack_step(const float* keys, const float* values, std::int64_t length, std:
     key.assign(static_cast<std::size_t>(depths * DEPTH), Number{});
     value.assign(static_cast<std::size_t>(widths * ROWS), Number{});
     for (std::int64_t t = 0; t < length; ++t) {
-        put_numbers(keys + t * size, 1.0f, size, key.data());
-        put_numbers(values + t * size, 1.0f, size, value.data());
+        const auto put = [&](const void* states, Number* numbers) {
+            if (are_brains)
+                put_brains(static_cast<const std::uint16_t*>(states) + t * size, size, numbers);
+            else
+                put_numbers(static_cast<const float*>(states) + t * size, 1.0f, size, numbers);
+        };
+        put(keys, key.data());
+        put(values, value.data());
         for (std::int64_t d = 0; d < depths; ++d)
             std::copy_n(key.data() + d * DEPTH, DEPTH, key_tiles + (t / ROWS * depths + d) * EACH + t % ROWS * DEPTH);
         Number* tile = value_tiles + t / DEPTH * widths * EACH + t % DEPTH;
