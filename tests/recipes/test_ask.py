@@ -79,7 +79,7 @@ def test_rows_are_those_of_the_collator(trainee: tuple[PaliGemmaForConditionalGe
 def test_rows_say_where_what_they_name_is() -> None:
     """For relations: both things, in the order of their names, with the answer that their places give."""
     processor = AutoProcessor.from_pretrained("gemlens-tiny")  # each name is one token there
-    asked = lessons(60)
+    asked = lessons(120)
     batch = rows_of(processor)(asked)
     seen = 0
     for row, (picture, ids) in enumerate(zip(batch["picture"], batch["input_ids"], strict=True)):
