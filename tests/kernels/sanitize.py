@@ -49,9 +49,13 @@ def main() -> None:
     if len(sys.argv) > 1:
         sys.exit(run(Path(sys.argv[1])))
     module = build()
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    # The second library lets the first see exceptions, which torch throws where an operator is checked.
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
     # Python keeps what it has until it ends, which would be told as leaks.
-    sanitizers = {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    sanitizers = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, __file__, module]
     sys.exit(subprocess.run(command, env={**os.environ, **sanitizers}, cwd=ROOT).returncode)
 
