@@ -84,6 +84,14 @@ def test_guesses_change_no_token(tiny: ModuleType, file: Path, guesses: dict[str
     assert torch.equal(model.generate(**prompt, max_new_tokens=24, do_sample=False, **guesses), plain)
 
 
+def test_a_text_model_without_a_head_is_rounded_too(tiny: ModuleType, tmp_path: Path) -> None:
+    """Its layers are its own, with no name before them."""
+    tiny.fresh("gemma3", hidden_size=128, intermediate_size=64).model.save_pretrained(tmp_path)
+    model = gemlens.Gemma3TextModel.from_pretrained(tmp_path, quantize="q8")
+    assert not [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    assert type(model.embed_tokens) is BlockEmbedding
+
+
 def test_a_screen_that_finds_nothing_is_left_out_for_the_next_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given holds the largest in any case."""
     layer = BlockLinear(torch.nn.Linear(64, 160, bias=False), Q8_0)

@@ -14,6 +14,7 @@ from gemlens import AutoModelForImageTextToText, AutoProcessor, can_pack
 from gemlens.kernels import attention, machine, reference, tiles
 from gemlens.kernels.formats import Q8_0
 from gemlens.kernels.machine import Machine
+from gemlens.models.attention import blocked
 from gemlens.models.configs.siglip import SiglipVisionConfig
 from gemlens.models.siglip import SiglipAttention, SiglipEncoderLayer, SiglipVisionModel
 from gemlens.models.swap import swap
@@ -140,6 +141,7 @@ def pictures_of_scenes() -> Tensor:
 def test_attention_by_a_kernel_gives_what_torch_gives() -> None:
     torch.manual_seed(0)
     own = SiglipAttention(SiglipVisionConfig(hidden_size=144, num_attention_heads=2)).requires_grad_(False)
+    own.attend = blocked
     hidden = torch.randn(2, 300, 144)
     with torch.no_grad():
         wanted, said = own(hidden, False)[0], PatchAttention(own)(hidden, False)[0]
@@ -162,6 +164,17 @@ def test_a_hastened_model_answers_as_it_did(tiny: ModuleType) -> None:
     said = model(**prompt).logits.float()
     assert any(isinstance(module, PatchAttention) for module in model.modules())
     assert float((said - exact).norm()) <= 2 * float((half - exact).norm())  # rounding, where it falls otherwise
+
+
+@needs_native
+def test_a_hastened_model_can_be_told_otherwise(monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> None:
+    model, prompt = tiny.fresh("paligemma").to(torch.bfloat16).requires_grad_(False), tiny.prompt("paligemma")
+    if not can_pack(model):
+        pytest.skip("this processor does not multiply bfloat16 by oneDNN")
+    hasten(model)
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(fused_patches, "attend", None)
+    model(**prompt)
 
 
 def test_a_model_that_was_told_how_to_attend_keeps_to_it(tiny: ModuleType) -> None:

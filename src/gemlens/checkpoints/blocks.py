@@ -95,9 +95,10 @@ def _formats(model: "PreTrainedModel", inner: Format, outer: Format) -> dict[str
     for name, module in model.named_modules():
         is_linear = isinstance(module, nn.Linear)
         width = module.in_features if is_linear else getattr(module, "embedding_dim", 1)
-        if is_linear and ".encoder.layers." in name:
+        path = f".{name}"  # a TextModel's own layers have no name before theirs
+        if is_linear and ".encoder.layers." in path:
             found[f"{name}.weight"] = outer  # its rows may end in a block that is not full
-        elif width % inner.block_size == 0 and is_linear and ".layers." in name:
+        elif width % inner.block_size == 0 and is_linear and ".layers." in path:
             found[f"{name}.weight"] = inner
         elif width % inner.block_size == 0 and name.endswith(("embed_tokens", "lm_head")):
             found[f"{name}.weight"] = outer

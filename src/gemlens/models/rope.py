@@ -52,7 +52,7 @@ def _known(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Ten
 def _block(spec: RopeSpec, length_class: int, block: int) -> tuple[Tensor, Tensor]:
     """[BLOCK, H] each."""
     with torch.inference_mode(False):
-        return _rotations(spec, length_class, torch.arange(block * BLOCK, (block + 1) * BLOCK))
+        return _rotations(spec, length_class, torch.arange(block * BLOCK, (block + 1) * BLOCK, device="cpu"))
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class FusedLayer(nn.Module):
         count = len(view.query)
         if count < steps:  # of the last layer only these are wanted
             query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
-        if keys.dtype is torch.float16:
+        if keys.dtype not in (torch.float32, torch.bfloat16):
             keys, values = keys.float(), values.float()
         mixed = attend(query, keys, values, view, attention.scale, attention.cap)
         result = torch.empty_like(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gemlens.kernels.attention import attend
 from gemlens.kernels.machine import machine
+from gemlens.models.attention import blocked
 from gemlens.models.layers import ACTIVATIONS
 from gemlens.models.siglip import SiglipAttention, SiglipEncoderLayer
 from gemlens.quantization.blocks import BlockLinear
@@ -65,7 +66,7 @@ class FusedPatchLayer(nn.Module):
 
 
 class PatchAttention(nn.Module):
-    """Takes the place of a SiglipAttention.
+    """Takes the place of a SiglipAttention, and of "blocked" there; told to attend otherwise, it does that.
 
     Args:
         attention: whose products these are; one that `can_attend`.
@@ -78,7 +79,7 @@ class PatchAttention(nn.Module):
     def forward(self, hidden: Tensor, weights: bool) -> tuple[Tensor, Tensor | None]:
         """See SiglipAttention.forward."""
         own = self.attention
-        if weights or (torch.is_grad_enabled() and hidden.requires_grad):
+        if own.attend is not blocked or weights or (torch.is_grad_enabled() and hidden.requires_grad):
             return cast("tuple[Tensor, Tensor | None]", own(hidden, weights))
         query, key, value = (
             product(hidden).unflatten(-1, (-1, own.head_dim)).float()  # [I, P, N, H]
