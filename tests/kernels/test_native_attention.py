@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_kernel import KERNELS, every_kernel, using
+from every_kernel import KERNELS, NATIVE, every_kernel, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,3 +120,16 @@ def test_what_does_not_fit_is_a_sentence() -> None:
         attention.attend(query.double(), keys, values, None, 1.0)
     with pytest.raises(InputError, match=r"keys and values both that or torch.bfloat16"):
         attention.attend(query, keys, values.bfloat16(), None, 1.0)
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+def test_what_is_cached_is_rounded_as_torch_rounds(kernels: str) -> None:
+    """Halfway cases, the largest numbers, and what is no number."""
+    values = torch.randn(10_003, generator=torch.Generator().manual_seed(0))
+    values[:6] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, torch.inf, -torch.inf, torch.nan])
+    rounded = torch.empty(len(values), dtype=torch.bfloat16)
+    with using(attention, kernels):
+        NATIVE.to_brains(values.data_ptr(), len(values), rounded.data_ptr())
+    assert torch.equal(rounded.view(torch.int16)[:5], values.bfloat16().view(torch.int16)[:5])
+    assert bool(rounded[5].isnan())
+    assert torch.equal(rounded[6:], values.bfloat16()[6:])

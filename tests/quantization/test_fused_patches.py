@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from gemlens import AutoModelForImageTextToText, AutoProcessor, can_pack
 from gemlens.kernels import attention, machine, reference, tiles
-from gemlens.kernels.formats import Q8_0
+from gemlens.kernels.formats import F16, Q8_0, Format
 from gemlens.kernels.machine import Machine
 from gemlens.models.attention import blocked
 from gemlens.models.configs.siglip import SiglipVisionConfig
@@ -41,20 +41,21 @@ def using(kernels: str) -> Iterator[None]:
         yield
 
 
-def block_layer(width: int, heads: int, wide: int) -> SiglipEncoderLayer:
-    """With numbers by chance, also in biases and norms, and weights in blocks."""
+def block_layer(width: int, heads: int, wide: int, last: Format = Q8_0) -> SiglipEncoderLayer:
+    """With numbers by chance, also in biases and norms, and weights in blocks; those of `fc2` as `last` says."""
     numbers = {"hidden_size": width, "intermediate_size": wide, "num_attention_heads": heads}
     layer = SiglipEncoderLayer(SiglipVisionConfig(**numbers, hidden_act="gelu_pytorch_tanh"))
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
         parameter.requires_grad_(False)
 
-    def in_blocks(_: str, module: nn.Module) -> nn.Module | None:
+    def in_blocks(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, nn.Linear):
             return None
-        weight, leaf = module.weight, BlockLinear(module, Q8_0)
-        padded = pad(weight, (0, leaf.padding))
-        leaf.weight = nn.Parameter(leaf.keep(reference.quantize(padded, Q8_0)), requires_grad=False)
+        weight, leaf = module.weight, BlockLinear(module, last if name.endswith("fc2") else Q8_0)
+        is_half = leaf.format is F16
+        data = weight.half().view(torch.uint8) if is_half else reference.quantize(pad(weight, (0, leaf.padding)), Q8_0)
+        leaf.weight = nn.Parameter(leaf.keep(data), requires_grad=False)
         return leaf
 
     swap(layer, in_blocks)
@@ -63,12 +64,16 @@ def block_layer(width: int, heads: int, wide: int) -> SiglipEncoderLayer:
 
 @each_kernel
 @pytest.mark.parametrize("patches", [1, 15, 64, 300])
+@pytest.mark.parametrize("last", [Q8_0, F16], ids=lambda last: last.name)
 @pytest.mark.parametrize(("width", "heads", "wide"), [(64, 4, 80), (96, 1, 96), (288, 4, 176)])
-def test_one_call_gives_what_the_layer_gives(kernels: str, patches: int, width: int, heads: int, wide: int) -> None:
+def test_one_call_gives_what_the_layer_gives(
+    kernels: str, patches: int, width: int, heads: int, wide: int, last: Format
+) -> None:
+    """Also where a file keeps a matrix in halves, as its rows end within a block."""
     torch.manual_seed(patches + width)
     hidden = torch.randn(3, patches, width)
     with using(kernels), torch.no_grad():
-        layer = block_layer(width, heads, wide)
+        layer = block_layer(width, heads, wide, last)
         assert can_fuse(layer)
         wanted, _ = layer(hidden, False)
         said, weights = FusedPatchLayer(layer)(hidden, False)
