@@ -25,19 +25,13 @@ constexpr float NOT_SEEN = -std::numeric_limits<float>::infinity();
 #if defined(GEMLENS_BF16)
 constexpr int DEPTH = 2;
 using Number = std::uint16_t;
-Number number(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    if (value != value) return static_cast<Number>(bits >> 16 | 64);
-    return static_cast<Number>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
     std::int64_t i = 0;
     for (; i + ROWS <= count; i += ROWS) {
         const __m256bh sixteen = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(values + i), _mm512_set1_ps(factor)));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), reinterpret_cast<__m256i>(sixteen));
     }
-    for (; i < count; ++i) numbers[i] = number(factor * values[i]);
+    for (; i < count; ++i) numbers[i] = to_brain(factor * values[i]);
 }
 void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) { std::copy_n(brains, count, numbers); }
 // Weights of STEP scores, exp(score - most), for scores that are at most that; the sum of them. Both are as good as
@@ -72,10 +66,7 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
     for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
 }
 void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        const std::uint32_t bits = static_cast<std::uint32_t>(brains[i]) << 16;
-        std::memcpy(numbers + i, &bits, sizeof bits);
-    }
+    std::transform(brains, brains + count, numbers, from_brain);
 }
 float put_weights(float* scores, float most, Number* weights) {
     float total = 0.0f;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "simd.hpp"
@@ -18,12 +17,7 @@ Simd::Floats load(const float* place) { return Simd::load(place); }
 Simd::Floats load(const Brain* place) { return Simd::brains(reinterpret_cast<const std::uint8_t*>(place)); }
 
 float number(float value) { return value; }
-float number(Brain value) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
+float number(Brain value) { return from_brain(value); }
 
 // Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
 template <int COUNT, class Stored>
@@ -114,12 +108,7 @@ void look_at(const Look& at) {
 void look(const Look& at) { at.are_brains ? look_at<Brain>(at) : look_at<float>(at); }
 
 void to_brains(const float* numbers, std::int64_t count, std::uint16_t* brains) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::uint32_t bits;
-        std::memcpy(&bits, numbers + i, sizeof bits);
-        const std::uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        brains[i] = static_cast<std::uint16_t>(numbers[i] == numbers[i] ? nearest : 0x7fc0u);
-    }
+    std::transform(numbers, numbers + count, brains, to_brain);
 }
 
 }  // namespace GEMLENS_ISA

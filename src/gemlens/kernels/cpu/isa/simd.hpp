@@ -49,6 +49,19 @@ inline float from_half(std::uint16_t bits) {
     return value;
 }
 
+inline float from_brain(std::uint16_t brain) {  // of bfloat16
+    const std::uint32_t bits = static_cast<std::uint32_t>(brain) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint16_t to_brain(float value) {  // to the nearest even
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return static_cast<std::uint16_t>(value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0u);
+}
+
 #if defined(GEMLENS_AVX512)
 
 struct Simd {
