@@ -84,6 +84,20 @@ def test_what_is_not_seen_may_be_anything(kernels: str, steps: int) -> None:
         assert torch.equal(attention.attend(query, keys, values, view, 0.1), said)
 
 
+@every_kernel
+@pytest.mark.parametrize("steps", [3, 40])
+def test_what_is_not_seen_among_what_is_may_be_anything(kernels: str, steps: int) -> None:
+    query, keys, values = numbers(0, 1, steps, 200, (4, 2), 64)
+    slots = torch.arange(200)
+    is_other = (slots % 5 == 2) & (slots < 200 - steps)
+    span = span_of(slots, segment=is_other.long()[None])
+    view = View(span.last(steps), Span(span.position, span.block, span.segment), None)
+    with using(attention, kernels):
+        said = attention.attend(query, keys, values, view, 0.1)
+        keys[:, :, is_other], values[:, :, is_other] = 1e30, 3e38
+        assert torch.equal(attention.attend(query, keys, values, view, 0.1), said)
+
+
 @pytest.mark.parametrize("kernels", KERNELS[:-1])
 @pytest.mark.parametrize("steps", [3, 40])
 def test_rows_and_tokens_do_not_depend_on_each_other(kernels: str, steps: int) -> None:

@@ -2,7 +2,7 @@
 
     attend(query, keys, values, view, scale, cap)     [B, S, N, H] and twice [B, K, T, H] -> [B, S, N, H]
 
-What is not seen is not computed where 64 keys that follow each other are seen by none of a few queries, so that a
+What is not seen is not computed where 128 keys that follow each other are seen by none of a few queries, so that a
 window costs what it shows. No matrix of scores is ever in memory.
 """
 

@@ -83,17 +83,19 @@ Pool& pool() {
 
 const Attention& attention() { return *chosen_attention; }
 
-Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
-    const std::int64_t groups = width / 32, panel = tokens < MANY ? 1 : PANEL;
-    const std::int64_t room = (tokens + panel - 1) / panel * panel * groups;
-    Tokens found{tokens, Room<Group>(room), x, {}};
-    const auto place = [&](std::int64_t t) { return found.groups.data() + t / panel * panel * groups + t % panel; };
-    for (std::int64_t t = tokens; t % panel; ++t)  // of the last panel, which nobody reads the products of
-        for (std::int64_t g = 0; g < groups; ++g) place(t)[g * panel] = Group{};
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t) chosen->quantize(x + t * width, groups, panel, place(t));
-    });
-    return found;
+Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width)
+    : numbers(numbers), count(count), width_(width), panel_(count < MANY ? 1 : PANEL),
+      groups_((count + panel_ - 1) / panel_ * panel_ * (width / 32)) {
+    for (std::int64_t t = count; t % panel_; ++t)  // of the last panel, which nobody reads the products of
+        for (std::int64_t g = 0; g < width / 32; ++g) place_of(t)[g * panel_] = Group{};
+}
+
+Group* Tokens::place_of(std::int64_t token) const {
+    return groups_.data() + token / panel_ * panel_ * (width_ / 32) + token % panel_;
+}
+
+void Tokens::quantize(std::int64_t token) const {
+    chosen->quantize(numbers + token * width_, width_ / 32, panel_, place_of(token));
 }
 
 void multiply(std::initializer_list<Product> products, const Tokens& x) {
@@ -110,7 +112,7 @@ void multiply(std::initializer_list<Product> products, const Tokens& x) {
             if (from < to && matrix->has_numbers())
                 chosen->linear_numbers(format, tiles, rows, blocks, from, to, x.numbers, x.count, y);
             else if (from < to)
-                linear(format, tiles, rows, blocks, from, to, x.groups.data(), x.count, y);
+                linear(format, tiles, rows, blocks, from, to, x.groups(), x.count, y);
             before += own;
         }
     });

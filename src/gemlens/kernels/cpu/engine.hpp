@@ -6,7 +6,6 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "kernels.hpp"
@@ -56,26 +55,38 @@ struct Product {
 };
 
 // Tokens as they are, and in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
-struct Tokens {
-    std::int64_t count;
-    Room<Group> groups;
+class Tokens {
+public:
+    Tokens(const float* numbers, std::int64_t count, std::int64_t width);
+
+    void quantize(std::int64_t token) const;
+
     const float* numbers;
-    Numbers owned;  // where nobody else has the numbers
+    std::int64_t count;
+    const Group* groups() const { return groups_.data(); }
+
+private:
+    Group* place_of(std::int64_t token) const;
+
+    std::int64_t width_, panel_;
+    Room<Group> groups_;
 };
 constexpr std::int64_t MANY = 16;
 
-Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width);
-
-// The same of numbers that are still to be made: each(t, y) makes those of token t.
+// x [tokens, width] in eight bits; make(t) first makes the numbers of token t, where they are still to be made.
 template <class Each>
-Tokens quantized_of(std::int64_t tokens, std::int64_t width, Each each) {
-    Numbers made(tokens * width);
+Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width, Each make) {
+    Tokens found(x, tokens, width);
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t) each(t, made.data() + t * width);
+        for (std::int64_t t = first; t < last; ++t) {
+            make(t);
+            found.quantize(t);
+        }
     });
-    Tokens found = quantized(made.data(), tokens, width);
-    found.owned = std::move(made);
     return found;
+}
+inline Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
+    return quantized(x, tokens, width, [](std::int64_t) {});
 }
 
 // Several matrices times the same tokens.

@@ -110,7 +110,7 @@ struct Attention {
     void (*mix)(const Mix& at);
 };
 
-constexpr std::int64_t STEP = 64;
+constexpr std::int64_t STEP = 128;
 
 extern const Kernels portable, avx2, avx512;
 extern const Attention portable_attention, avx2_attention, avx512_attention, bf16_attention;

@@ -9,16 +9,14 @@ constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's produ
 
 }  // namespace
 
-Tokens Layer::normed(std::int64_t tokens, const float* hidden, const float* weight) const {
-    const std::int64_t width = query.width();
-    return quantized_of(tokens, width, [&](std::int64_t t, float* y) {
-        kernels().norm(hidden + t * width, weight, width, eps, y);
-    });
-}
-
 void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                     float* values) const {
-    multiply({{&query, queries}, {&key, keys}, {&value, values}}, normed(tokens, hidden, before_attention));
+    const std::int64_t width = query.width();
+    const Numbers normed(tokens * width);
+    multiply({{&query, queries}, {&key, keys}, {&value, values}},
+             quantized(normed.data(), tokens, width, [&](std::int64_t t) {
+                 kernels().norm(hidden + t * width, before_attention, width, eps, normed.data() + t * width);
+             }));
     const auto turn = [&](float* head, const float* weight, std::int64_t token) {
         if (weight) kernels().norm(head, weight, size, eps, head);
         const std::int64_t place = token % by.turns * size;
@@ -32,37 +30,34 @@ void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by
     });
 }
 
-void Layer::add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const {
+// result = hidden + norm(part), of one token; the part is overwritten.
+void Layer::add(float* part, const float* weight, const float* hidden, float* result) const {
     const std::int64_t width = query.width();
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        const Numbers scaled(width);
-        for (std::int64_t t = first; t < last; ++t) {
-            const float* own = part + t * width;
-            if (weight) {
-                kernels().norm(own, weight, width, eps, scaled.data());
-                own = scaled.data();
-            }
-            for (std::int64_t i = 0; i < width; ++i) result[t * width + i] = hidden[t * width + i] + own[i];
-        }
-    });
+    if (weight) kernels().norm(part, weight, width, eps, part);
+    for (std::int64_t i = 0; i < width; ++i) result[i] = hidden[i] + part[i];
 }
 
 // A stretch of tokens after the other, so that what lies between the products stays small.
 void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
     const std::int64_t most = std::min(tokens, STRETCH), width = query.width();
-    const Numbers part(most * width), inner(most * gate.rows), upper(most * up.rows);
+    const Numbers part(most * width), normed(most * width), inner(most * gate.rows), upper(most * up.rows);
     for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
         const std::int64_t count = std::min(STRETCH, tokens - begin);
         float* own = result + begin * width;
         multiply({{&output, part.data()}}, quantized(mixed + begin * heads * size, count, heads * size));
-        add(count, part.data(), after_attention, hidden + begin * width, own);
-        multiply({{&gate, inner.data()}, {&up, upper.data()}}, normed(count, own, before_mlp));
-        spread(count, 4, [&](std::int64_t first, std::int64_t last) {
-            const std::int64_t from = first * gate.rows;
-            kernels().gate(inner.data() + from, upper.data() + from, (last - first) * gate.rows);
+        multiply({{&gate, inner.data()}, {&up, upper.data()}},
+                 quantized(normed.data(), count, width, [&](std::int64_t t) {
+                     const std::int64_t at = t * width;
+                     add(part.data() + at, after_attention, hidden + begin * width + at, own + at);
+                     kernels().norm(own + at, before_mlp, width, eps, normed.data() + at);
+                 }));
+        multiply({{&down, part.data()}}, quantized(inner.data(), count, gate.rows, [&](std::int64_t t) {
+                     kernels().gate(inner.data() + t * gate.rows, upper.data() + t * gate.rows, gate.rows);
+                 }));
+        spread(count, 8, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t at = first * width; at < last * width; at += width)
+                add(part.data() + at, after_mlp, own + at, own + at);
         });
-        multiply({{&down, part.data()}}, quantized(inner.data(), count, gate.rows));
-        add(count, part.data(), after_mlp, own, own);
     }
 }
 

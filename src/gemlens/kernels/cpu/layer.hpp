@@ -37,8 +37,7 @@ struct Layer {
     void run(std::int64_t rows, std::int64_t steps, const Rotation& by, const Seen& seen, float* hidden) const;
 
 private:
-    Tokens normed(std::int64_t tokens, const float* hidden, const float* weight) const;
-    void add(std::int64_t tokens, const float* part, const float* weight, const float* hidden, float* result) const;
+    void add(float* part, const float* weight, const float* hidden, float* result) const;
 };
 
 }  // namespace gemlens

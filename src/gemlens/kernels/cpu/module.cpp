@@ -84,7 +84,7 @@ std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std
                 std::uintptr_t products) {
     const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
     const Tokens token = quantized(at<float>(x), 1, matrix.width());
-    const Group* const groups = token.groups.data();
+    const Group* const groups = token.groups();
     if (std::any_of(groups, groups + matrix.width() / 32, [](const Group& group) { return std::isnan(group.scale); }))
         return -1;
     return largest(matrix, groups, k, at<float>(products));

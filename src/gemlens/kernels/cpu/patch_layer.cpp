@@ -10,14 +10,9 @@ namespace {
 
 constexpr std::int64_t STRETCH = 256;  // patches that go through a layer's products together
 
-// result = hidden + part + bias
-void add(std::int64_t tokens, std::int64_t width, const float* part, const float* bias, const float* hidden,
-         float* result) {
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t)
-            for (std::int64_t i = 0; i < width; ++i)
-                result[t * width + i] = hidden[t * width + i] + part[t * width + i] + bias[i];
-    });
+// result = hidden + part + bias, of one patch
+void add(std::int64_t width, const float* part, const float* bias, const float* hidden, float* result) {
+    for (std::int64_t i = 0; i < width; ++i) result[i] = hidden[i] + part[i] + bias[i];
 }
 
 // [tokens, N * size] -> [N, tokens, size], the next of N at `head` numbers from the last
@@ -31,24 +26,23 @@ void part_heads(std::int64_t tokens, std::int64_t heads, std::int64_t size, cons
 
 }  // namespace
 
-Tokens PatchLayer::normed(std::int64_t tokens, const float* hidden, const Norm& norm) const {
-    const std::int64_t width = query.matrix.width();
-    return quantized_of(tokens, width, [&](std::int64_t t, float* y) {
-        kernels().layer_norm(hidden + t * width, norm.weight, norm.bias, width, eps, y);
-    });
+void PatchLayer::normalize(const Norm& norm, const float* hidden, float* normed) const {
+    kernels().layer_norm(hidden, norm.weight, norm.bias, query.matrix.width(), eps, normed);
 }
 
 void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const {
     const std::int64_t width = query.matrix.rows, size = width / heads, most = std::min(patches, STRETCH);
     const Numbers queries(patches * width), keys(patches * width), values(patches * width), mixed(patches * width);
-    const Numbers key_part(most * width), value_part(most * width);
+    const Numbers normed(most * width), key_part(most * width), value_part(most * width);
     for (std::int64_t row = 0; row < rows; ++row) {
         const float* own = hidden + row * patches * width;
         for (std::int64_t begin = 0; begin < patches; begin += STRETCH) {
             const std::int64_t count = std::min(STRETCH, patches - begin);
             float* asked = queries.data() + begin * width;
             multiply({{&query.matrix, asked}, {&key.matrix, key_part.data()}, {&value.matrix, value_part.data()}},
-                     normed(count, own + begin * width, before_attention));
+                     quantized(normed.data(), count, width, [&](std::int64_t t) {
+                         normalize(before_attention, own + (begin + t) * width, normed.data() + t * width);
+                     }));
             spread(count, 8, [&](std::int64_t first, std::int64_t last) {
                 for (std::int64_t t = first; t < last; ++t)
                     for (std::int64_t i = 0; i < width; ++i) asked[t * width + i] += query.bias[i];
@@ -69,18 +63,25 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
 void PatchLayer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
     const std::int64_t most = std::min(tokens, STRETCH), width = query.matrix.rows;
     const std::int64_t wide = inner.matrix.rows, padded = outer.matrix.width();
-    const Numbers part(most * width), raised(most * wide);
+    const Numbers part(most * width), normed(most * width), raised(most * wide), activated(most * padded);
     for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
         const std::int64_t count = std::min(STRETCH, tokens - begin);
         float* own = result + begin * width;
         multiply({{&output.matrix, part.data()}}, quantized(mixed + begin * width, count, width));
-        add(count, width, part.data(), output.bias, hidden + begin * width, own);
-        multiply({{&inner.matrix, raised.data()}}, normed(count, own, before_mlp));
-        multiply({{&outer.matrix, part.data()}}, quantized_of(count, padded, [&](std::int64_t t, float* y) {
+        multiply({{&inner.matrix, raised.data()}}, quantized(normed.data(), count, width, [&](std::int64_t t) {
+                     const std::int64_t at = t * width;
+                     add(width, part.data() + at, output.bias, hidden + begin * width + at, own + at);
+                     normalize(before_mlp, own + at, normed.data() + at);
+                 }));
+        multiply({{&outer.matrix, part.data()}}, quantized(activated.data(), count, padded, [&](std::int64_t t) {
+                     float* y = activated.data() + t * padded;
                      kernels().activate(raised.data() + t * wide, inner.bias, wide, y);
                      std::fill(y + wide, y + padded, 0.0f);
                  }));
-        add(count, width, part.data(), outer.bias, own, own);
+        spread(count, 8, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t at = first * width; at < last * width; at += width)
+                add(width, part.data() + at, outer.bias, own + at, own + at);
+        });
     }
 }
 

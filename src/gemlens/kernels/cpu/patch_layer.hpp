@@ -26,7 +26,7 @@ struct PatchLayer {
     void run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const;
 
 private:
-    Tokens normed(std::int64_t tokens, const float* hidden, const Norm& norm) const;
+    void normalize(const Norm& norm, const float* hidden, float* normed) const;
     void finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const;
 };
 

@@ -1,6 +1,6 @@
 // Attention of many tokens, compiled once for each instruction set: who sees whom, and the sum of what is seen.
 //
-//     keys, values -> packed, 64 bytes at a time -> scores of a few queries with 64 keys -> weights -> values times weights
+//     keys, values -> packed, 64 bytes at a time -> scores of a few queries with STEP keys -> weights -> values times weights
 //
 // Queries of one block are of tokens that follow each other and of heads that share their keys: these are the lines. With
 // pairs of bfloat16, 64 bytes are 16 times two numbers, else 16 numbers; sums and weights are in float32.
@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::int64_t TILE = 64;  // bytes
 constexpr int SOME = 24;  // lines
+constexpr float LOG2_E = 1.44269504f;  // scores are multiplied by it, so that weights are powers of 2
 constexpr float NOT_SEEN = -std::numeric_limits<float>::infinity();
 
 #if defined(GEMLENS_BF16)
@@ -34,24 +36,25 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
     for (; i < count; ++i) numbers[i] = to_brain(factor * values[i]);
 }
 void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) { std::copy_n(brains, count, numbers); }
-// Weights of STEP scores, exp(score - most), for scores that are at most that; the sum of them. Both are as good as
-// numbers of bfloat16 need it: 2^x is a polynomial of degree 4 for what is left of x after its nearest whole number.
-float put_weights(float* scores, float most, Number* weights) {
-    const __m512 log2_e = _mm512_set1_ps(1.44269504f), zero = _mm512_set1_ps(1.44269504f * most);
-    __m512 total = _mm512_setzero_ps();
-    for (int j = 0; j < STEP; j += ROWS) {
-        const __m512 turns = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), log2_e, zero);
-        const __m512 x = _mm512_max_ps(_mm512_set1_ps(-200.0f), turns);  // what is no number stays none
-        const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        const __m512 rest = _mm512_sub_ps(x, whole);
-        __m512 power = _mm512_set1_ps(9.6181291e-3f);
-        for (const float factor : {5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+// Weights of scores, 2^(score - most), and what they add to 16 totals. Both are as good as numbers of bfloat16 need it:
+// 2^x is a polynomial of degree 3 for what is left of x after its nearest whole number, which is added to the exponent.
+void put_weights(float* scores, int count, float most, float* totals, Number* weights) {
+    const __m512 shift = _mm512_set1_ps(12582912.0f), zero = _mm512_set1_ps(most);  // shift + x is to the nearest whole
+    __m512 total = _mm512_loadu_ps(totals);
+    for (int j = 0; j < count; j += ROWS) {
+        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), zero);
+        const __m512 shifted = _mm512_add_ps(x, shift), rest = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
+        __m512 power = _mm512_set1_ps(5.5171630e-2f);
+        for (const float factor : {2.4261114e-1f, 6.9326100e-1f, 9.9992807e-1f})
             power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(factor));
-        power = _mm512_scalef_ps(power, whole);
+        const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+        // Nothing is left of less than 2^-126; what is no number stays none, as bfloat16 has no ninth bit from below.
+        const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);
+        power = _mm512_castsi512_ps(_mm512_maskz_add_epi32(counts, _mm512_castps_si512(power), exponent));
         total = _mm512_add_ps(total, power);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(power)));
     }
-    return _mm512_reduce_add_ps(total);
+    _mm512_storeu_ps(totals, total);
 }
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     std::int32_t pair;
@@ -68,15 +71,14 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
 void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) {
     std::transform(brains, brains + count, numbers, from_brain);
 }
-float put_weights(float* scores, float most, Number* weights) {
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int j = 0; j < STEP; ++j) {
-        scores[j] = scores[j] == NOT_SEEN ? 0.0f : exp_of(scores[j] - most);
-        total += scores[j];
-    }
-    put_numbers(scores, 1.0f, STEP, weights);
-    return total;
+void put_weights(float* scores, int count, float most, float* totals, Number* weights) {
+    for (int j = 0; j < count; j += ROWS)
+#pragma omp simd
+        for (int i = 0; i < ROWS; ++i) {
+            const float score = scores[j + i];
+            weights[j + i] = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
+            totals[i] += weights[j + i];
+        }
 }
 Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
     return Simd::multiply_add(Simd::load(tile), Simd::all(*x), sums);
@@ -173,32 +175,49 @@ bool see(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t 
     return any;
 }
 
-// What is known of a line while its keys come step after step.
-struct Line {
-    float most = NOT_SEEN, total = 0.0f;
+// Keys of a step, from a first one to before another.
+struct Keys {
+    int from = STEP, to = 0;
+    static Keys of(const bool* seen) {
+        int from = 0, to = STEP;
+        while (from < to && !seen[from]) ++from;
+        while (from < to && !seen[to - 1]) --to;
+        return from < to ? Keys{from, to} : Keys{};
+    }
+    void add(const Keys& keys) { from = std::min(from, keys.from), to = std::max(to, keys.to); }
 };
 
-// Scores of one line with STEP keys -> weights against the largest so far; what was summed before is scaled to it.
-// `hidden` is -inf for keys that are not seen, else 0; or null, where all are seen.
-void weigh(float* scores, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
+// What is known of a line while its keys come step after step. Weights are 2^(score - most); `most` lies at most SLACK
+// below the largest score so far, so that what was summed seldom has to be scaled to another.
+struct Line {
+    float most = NOT_SEEN;
+    float totals[ROWS] = {};  // parts of the sum of weights
+
+    void raise(float larger, float* mixed, std::int64_t width) {
+        const float before = most == NOT_SEEN ? 0.0f : std::exp2(most - larger);
+        for (float& total : totals) total *= before;
+        for (std::int64_t i = 0; i < width; ++i) mixed[i] *= before;
+        most = larger;
+    }
+};
+constexpr float SLACK = 8.0f;
+
+// Scores of one line with some keys -> their weights. `hidden` is -inf for keys that are not seen, else 0; or null, where
+// all are seen.
+void weigh(float* scores, int count, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
     if (cap != 0.0f)
-        for (int j = 0; j < STEP; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
-    float most = line.most;
+        for (int j = 0; j < count; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
     if (hidden)
 #pragma omp simd
-        for (int j = 0; j < STEP; ++j) scores[j] = hidden[j] < 0.0f ? hidden[j] : scores[j];
-#pragma omp simd reduction(max : most)
-    for (int j = 0; j < STEP; ++j) most = most < scores[j] ? scores[j] : most;
-    if (most == NOT_SEEN) {
-        std::fill(weights, weights + STEP, Number{});
-        return;
-    }
-    const float before = line.most == NOT_SEEN ? 0.0f : exp_of(line.most - most);
-    if (before != 1.0f)
-#pragma omp simd
-        for (std::int64_t i = 0; i < width; ++i) mixed[i] *= before;
-    line.total = line.total * before + put_weights(scores, most, weights);
-    line.most = most;
+        for (int j = 0; j < count; ++j) scores[j] = hidden[j] < 0.0f ? hidden[j] : scores[j];
+    float largest = NOT_SEEN;
+#pragma omp simd reduction(max : largest)
+    for (int j = 0; j < count; ++j) largest = largest < scores[j] ? scores[j] : largest;
+    if (largest > line.most + SLACK) line.raise(largest, mixed, width);
+    if (line.most == NOT_SEEN)
+        std::fill(weights, weights + count, Number{});
+    else
+        put_weights(scores, count, line.most, line.totals, weights);
 }
 
 void mix(const Mix& at) {
@@ -214,35 +233,43 @@ void mix(const Mix& at) {
     mixed.assign(room(width), 0.0f);
     std::vector<Line> known(static_cast<std::size_t>(lines));
     std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
+    std::vector<Keys> sees(static_cast<std::size_t>(at.tokens));
     const auto query_of = [&](int line) { return line / at.each * at.next_token + line % at.each * size; };
+    const float cap = LOG2_E * at.cap, scale = LOG2_E * at.scale;
     for (int line = 0; line < lines; ++line)
-        put_numbers(at.queries + query_of(line), at.scale, size, queries.data() + line * depths * DEPTH);
+        put_numbers(at.queries + query_of(line), scale, size, queries.data() + line * depths * DEPTH);
     for (std::int64_t from = 0; from < at.length; from += STEP) {
         const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
         const bool is_whole = !at.sight && count == STEP;
-        bool is_any = is_whole;
-        for (std::int64_t t = 0; !is_whole && t < at.tokens; ++t) {
+        for (std::int64_t t = 0; t < at.tokens; ++t) {
+            Keys& own = sees[static_cast<std::size_t>(t)] = is_whole ? Keys{0, STEP} : Keys{};
+            if (is_whole) continue;
             bool seen[STEP] = {};
             if (!at.sight) std::fill(seen, seen + count, true);
-            is_any |= !at.sight || see(*at.sight, at.row, at.first + t, from, count, seen);
+            if (at.sight) see(*at.sight, at.row, at.first + t, from, count, seen);
             for (int j = 0; j < STEP; ++j) hidden[static_cast<std::size_t>(t * STEP + j)] = seen[j] ? 0.0f : NOT_SEEN;
+            own = Keys::of(seen);
         }
-        if (!is_any) continue;
-        const std::uint8_t* packed = at.packed + from / STEP * step_bytes;
+        const auto* key_tiles = reinterpret_cast<const Number*>(at.packed + from / STEP * step_bytes);
+        const auto* value_tiles = reinterpret_cast<const Number*>(at.packed + from / STEP * step_bytes + keys_bytes(size));
         for (int first = 0; first < lines; first += SOME) {  // so that what they are given stays in the nearest cache
             const int some = std::min(SOME, lines - first);
+            Keys seen;
+            for (std::int64_t t = first / at.each; t <= (first + some - 1) / at.each; ++t) seen.add(sees[static_cast<std::size_t>(t)]);
+            if (seen.to == 0) continue;
+            const int begin = seen.from / ROWS * ROWS, columns = (seen.to - begin + ROWS - 1) / ROWS;
             float* own = mixed.data() + first * width;
-            add_all_tiles<false>(queries.data() + first * depths * DEPTH, depths * DEPTH, some,
-                                 reinterpret_cast<const Number*>(packed), depths, EACH, depths * EACH, STEP / ROWS, scores, STEP);
+            add_all_tiles<false>(queries.data() + first * depths * DEPTH, depths * DEPTH, some, key_tiles + begin / ROWS * depths * EACH,
+                                 depths, EACH, depths * EACH, columns, scores, STEP);
             for (int line = 0; line < some; ++line)
-                weigh(scores + line * STEP, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP, at.cap,
-                      known[static_cast<std::size_t>(first + line)], own + line * width, width, weights + line * STEP);
-            add_all_tiles<true>(weights, STEP, some, reinterpret_cast<const Number*>(packed + keys_bytes(size)),
-                                STEP / DEPTH, width / ROWS * EACH, EACH, width / ROWS, own, width);
+                weigh(scores + line * STEP, columns * ROWS, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin,
+                      cap, known[static_cast<std::size_t>(first + line)], own + line * width, width, weights + line * STEP);
+            add_all_tiles<true>(weights, STEP, some, value_tiles + begin / DEPTH * (width / ROWS) * EACH, columns * ROWS / DEPTH,
+                                width / ROWS * EACH, EACH, width / ROWS, own, width);
         }
     }
     for (int line = 0; line < lines; ++line) {
-        const float total = known[static_cast<std::size_t>(line)].total;
+        const float *totals = known[static_cast<std::size_t>(line)].totals, total = std::accumulate(totals, totals + ROWS, 0.0f);
         for (std::int64_t i = 0; i < size; ++i)
             at.mixed[query_of(line) + i] = mixed[static_cast<std::size_t>(line * width + i)] / total;
     }
