@@ -67,8 +67,51 @@ def test_what_is_seen_is_what_the_specification_sees(
 def test_it_is_an_operator_whose_shape_is_known_beforehand(kind: str) -> None:
     given = numbers(0, 2, 20, 60, (4, 2), 8)
     view = view_of(kind, 0, 2, 20, 60, 30)
-    arguments = (*given, attention.numbers_of(view), None if view is None else view.window, 0.1, 5.0)
+    arguments = (*given, attention.numbers_of(view), None if view is None else view.window, 0.1, 5.0, False)
     torch.library.opcheck(torch.ops.gemlens.attend.default, arguments)
+
+
+@every_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 2), steps=st.integers(1, 90), length=st.integers(1, 400),
+    heads=st.sampled_from([(1, 1), (4, 1), (3, 3)]), size=st.sampled_from([1, 3, 16, 72, 80, 256]),
+    seed=st.integers(0, 2**32 - 1), stored=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_in_eight_bits_it_is_about_the_same(
+    kernels: str, batch: int, steps: int, length: int, heads: tuple[int, int], size: int, seed: int,
+    stored: torch.dtype,
+) -> None:  # fmt: skip
+    query, *held = numbers(seed, batch, steps, length, heads, size)
+    keys, values = (states.to(stored) for states in held)
+    wanted = reference.attend(query.double(), keys.double(), values.double(), None, size**-0.5, None)
+    with using(attention, kernels):
+        got = attention.attend(query, keys, values, None, size**-0.5, coarse=True)
+    assert (got - wanted).abs().max() <= 2**-5 * float(values.abs().max())
+
+
+@every_kernel
+@pytest.mark.parametrize("coarse", [False, True])
+def test_scores_may_grow_from_key_to_key(kernels: str, coarse: bool) -> None:
+    """So that what was summed is scaled down time and again, by more than a float holds."""
+    query, keys, values = numbers(3, 1, 30, 1000, (2, 2), 16)
+    query, keys = torch.ones_like(query), keys * 1e-3 + torch.arange(1000.0)[:, None] * 0.1
+    wanted = reference.attend(query.double(), keys.double(), values.double(), None, 0.25, None)
+    with using(attention, kernels):
+        got = attention.attend(query, keys, values, None, 0.25, coarse=coarse)
+    assert (got - wanted).abs().max() <= 0.1 * float(values.abs().max())
+
+
+@every_kernel
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_key_that_is_no_number_is_seen(kernels: str, coarse: bool, number: float) -> None:
+    query, keys, values = numbers(4, 2, 40, 200, (2, 2), 16)
+    keys[0, 1, 150, 3] = number
+    with using(attention, kernels):
+        got = attention.attend(query, keys, values, None, 0.25, coarse=coarse)
+    assert bool(got[0, :, 1].isnan().any(-1).sum() > 5)
+    assert bool(got[0, :, 0].isfinite().all() and got[1].isfinite().all())
 
 
 @every_kernel

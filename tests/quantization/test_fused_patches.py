@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad
 
@@ -79,8 +81,52 @@ def test_one_call_gives_what_the_layer_gives(
         said, weights = FusedPatchLayer(layer)(hidden, False)
     assert weights is None
     assert said.shape == wanted.shape
+    is_coarse = kernels == "avx512" and patches >= 16 and last is Q8_0  # attention in eight bits, too
     assert float((said - wanted).abs().max()) <= 0.02 * float(wanted.abs().max())
-    assert float((said - wanted).norm()) <= 0.003 * float(wanted.norm())
+    assert float((said - wanted).norm()) <= (0.005 if is_coarse else 0.003) * float(wanted.norm())
+
+
+@each_kernel
+@settings(max_examples=25, deadline=None)
+@given(
+    patches=st.integers(1, 400), shape=st.sampled_from([(32, 32), (64, 2), (96, 3), (160, 2), (256, 1)]),
+    pictures=st.integers(1, 2), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_heads_and_pictures_of_any_size(
+    kernels: str, patches: int, shape: tuple[int, int], pictures: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    width, heads = shape
+    hidden = torch.randn(pictures, patches, width)
+    with using(kernels), torch.no_grad():
+        layer = block_layer(width, heads, 32)
+        wanted, said = layer(hidden, False)[0], FusedPatchLayer(layer)(hidden, False)[0]
+    assert float((said - wanted).norm()) <= 0.006 * float(wanted.norm())
+
+
+@each_kernel
+def test_what_all_keys_have_in_common_costs_no_bits(kernels: str) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1, 200, 64)
+    with using(kernels), torch.no_grad():
+        layer = block_layer(64, 4, 80)
+        layer.self_attn.k_proj.bias += 100 * torch.randn(64)
+        wanted, said = layer(hidden, False)[0], FusedPatchLayer(layer)(hidden, False)[0]
+    assert float((said - wanted).norm()) <= 0.005 * float(wanted.norm())
+
+
+@each_kernel
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_in_its_picture(kernels: str, number: float) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 200, 64)
+    with using(kernels), torch.no_grad():
+        layer = FusedPatchLayer(block_layer(64, 4, 80))
+        wanted, _ = layer(hidden, False)
+        hidden[0, 150, 3] = number
+        said, _ = layer(hidden, False)
+    assert bool(said[0].isnan().any(-1).all())
+    assert torch.equal(said[1], wanted[1])
 
 
 @needs_native

@@ -1,4 +1,4 @@
-"""Attention on a CPU, in numbers as they come or, where many tokens attend, in pairs of bfloat16; sums in float32.
+"""Attention on a CPU, in numbers as they come or, where many tokens attend, in pairs of bfloat16 or fours of bytes.
 
     attend(query, keys, values, view, scale, cap)     [B, S, N, H] and twice [B, K, T, H] -> [B, S, N, H]
 
@@ -22,7 +22,13 @@ _STORED = (torch.float32, torch.bfloat16)
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale: float, cap: float | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    view: View | None,
+    scale: float,
+    cap: float | None = None,
+    coarse: bool = False,
 ) -> Tensor:
     """What queries see of values.
 
@@ -33,9 +39,11 @@ def attend(
         view: who sees whom; None: everybody everything.
         scale: what scores are multiplied by.
         cap: of the soft cap of scores.
+        coarse: eight bits are enough, as for a picture encoder whose weights have no more.
 
     Returns:
-        float32 [B, S, N, H]. From 16 tokens on, numbers are rounded to bfloat16 where the processor has its products.
+        float32 [B, S, N, H]. From 16 tokens on, numbers are rounded to bfloat16 where the processor has its products;
+        coarse ones to eight bits where it has these, everybody sees everything and there is no cap.
 
     Raises:
         InputError: the shapes do not fit each other, or numbers are of another dtype.
@@ -53,7 +61,7 @@ def attend(
             "both that or torch.bfloat16."
         )
     result: Tensor = torch.ops.gemlens.attend(
-        query, keys, values, numbers_of(view), None if view is None else view.window, scale, cap
+        query, keys, values, numbers_of(view), None if view is None else view.window, scale, cap, coarse
     )
     return result
 
@@ -92,6 +100,7 @@ def _attend(
     window: int | None,
     scale: float,
     cap: float | None,
+    coarse: bool,
 ) -> Tensor:
     batch, steps, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
@@ -106,7 +115,7 @@ def _attend(
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
                   keys.dtype is torch.bfloat16, keys.stride(0), keys.stride(1), addresses(numbers), reach(window),
-                  scale, cap or 0.0, mixed.data_ptr())  # fmt: skip
+                  scale, cap or 0.0, coarse, mixed.data_ptr())  # fmt: skip
     return mixed
 
 
@@ -116,6 +125,6 @@ def _shape(query: Tensor, *_: object) -> Tensor:
 
 _LIBRARY: Any = torch.library.Library("gemlens", "FRAGMENT")  # type: ignore[no-untyped-call]  # see tiles.py
 _NUMBERS = "Tensor query, Tensor keys, Tensor values, Tensor?[] numbers"
-_LIBRARY.define(f"attend({_NUMBERS}, int? window, float scale, float? cap) -> Tensor")
+_LIBRARY.define(f"attend({_NUMBERS}, int? window, float scale, float? cap, bool coarse) -> Tensor")
 _LIBRARY.impl("attend", _attend, "CPU")
 torch.library.register_fake("gemlens::attend", _shape, lib=_LIBRARY)

@@ -53,10 +53,10 @@ void attend_few(const Heads& at, const Memory& memory, const float* queries, flo
         }
 }
 
-void attend_many(const Heads& at, const Memory& memory, const float* queries, float* mixed) {
+void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const float* queries, float* mixed) {
     const std::int64_t kv_heads = at.kv_heads, size = at.size, each = at.heads / kv_heads;
     const std::int64_t most = std::max<std::int64_t>(1, LINES / each);
-    const std::int64_t steps = (memory.length + STEP - 1) / STEP, bytes = attention().step_bytes(size);
+    const std::int64_t steps = (memory.length + STEP - 1) / STEP, bytes = by.step_bytes(size);
     const std::int64_t pairs = memory.rows * kv_heads, parts = (memory.steps + most - 1) / most;
     const std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[static_cast<std::size_t>(pairs * steps * bytes)]);
     spread(pairs * steps, 1, [&](std::int64_t first, std::int64_t last) {
@@ -66,7 +66,7 @@ void attend_many(const Heads& at, const Memory& memory, const float* queries, fl
             const auto at_place = [&](const void* states) {
                 return static_cast<const char*>(states) + place * (memory.are_brains ? 2 : 4);
             };
-            attention().pack(at_place(memory.keys), at_place(memory.values), memory.are_brains,
+            by.pack(at_place(memory.keys), at_place(memory.values), memory.are_brains,
                             std::min(STEP, memory.length - from), size, packed.get() + i * bytes);
         }
     });
@@ -75,7 +75,7 @@ void attend_many(const Heads& at, const Memory& memory, const float* queries, fl
         const std::int64_t part = parts - 1 - number / pairs, pair = number % pairs, row = pair / kv_heads;
         const std::int64_t first = part * most;
         const std::int64_t place = ((row * memory.steps + first) * at.heads + pair % kv_heads * each) * size;
-        attention().mix({queries + place, at.heads * size, std::min(most, memory.steps - first), each, size,
+        by.mix({queries + place, at.heads * size, std::min(most, memory.steps - first), each, size,
                         packed.get() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap,
                         mixed + place});
     });
@@ -84,7 +84,10 @@ void attend_many(const Heads& at, const Memory& memory, const float* queries, fl
 }  // namespace
 
 void attend(const Heads& heads, const Memory& memory, const float* queries, float* mixed) {
-    (memory.steps < MANY ? attend_few : attend_many)(heads, memory, queries, mixed);
+    if (memory.steps < MANY)
+        attend_few(heads, memory, queries, mixed);
+    else
+        attend_many(memory.is_coarse && !memory.sight && heads.cap == 0.0f ? coarse_mixer() : attention().mixer, heads, memory, queries, mixed);
 }
 
 }  // namespace gemlens

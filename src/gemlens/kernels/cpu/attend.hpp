@@ -20,6 +20,7 @@ struct Memory {
     bool are_brains;  // bfloat16; else float
     std::int64_t row, head;  // from one to the next, in numbers
     const Sight* sight;
+    bool is_coarse = false;  // eight bits are enough where many attend, all see all and there is no cap
 };
 
 // queries [rows, steps, N, size] -> mixed, of the same shape

@@ -83,6 +83,13 @@ Pool& pool() {
 
 const Attention& attention() { return *chosen_attention; }
 
+const Mixer& coarse_mixer() {
+#if defined(GEMLENS_X86)
+    if (chosen == &avx512) return mixer_in_bytes;
+#endif
+    return chosen_attention->mixer;
+}
+
 Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width)
     : numbers(numbers), count(count), width_(width), panel_(count < MANY ? 1 : PANEL),
       groups_((count + panel_ - 1) / panel_ * panel_ * (width / 32)) {

@@ -17,6 +17,7 @@ std::vector<std::string> names();  // of the kernels that run here, the fastest 
 void use(const std::string& name, int threads);
 const Kernels& kernels();
 const Attention& attention();
+const Mixer& coarse_mixer();  // in eight bits, where that is faster; all must see all
 Pool& pool();
 
 // Cuts [0, count) into parts of at least `least`, a few times as many as there are threads.

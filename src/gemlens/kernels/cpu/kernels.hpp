@@ -100,19 +100,25 @@ struct Mix {
     float* mixed;  // as queries
 };
 
-struct Attention {
-    // which of `count` keys a token sees; whether it sees any
-    bool (*see)(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count,
-                bool* seen);
+// Attention of many tokens, by numbers of some kind.
+struct Mixer {
     std::int64_t (*step_bytes)(std::int64_t size);  // of STEP keys and their values, packed
     void (*pack)(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
                  std::uint8_t* packed);
     void (*mix)(const Mix& at);
 };
 
+struct Attention {
+    // which of `count` keys a token sees; whether it sees any
+    bool (*see)(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count,
+                bool* seen);
+    Mixer mixer;
+};
+
 constexpr std::int64_t STEP = 128;
 
 extern const Kernels portable, avx2, avx512;
 extern const Attention portable_attention, avx2_attention, avx512_attention, bf16_attention;
+extern const Mixer mixer_in_bytes;  // for avx512 alone; all see all, and there is no cap
 
 }  // namespace gemlens

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "attend.hpp"
 
@@ -22,6 +23,21 @@ void part_heads(std::int64_t tokens, std::int64_t heads, std::int64_t size, cons
         for (std::int64_t n = 0; n < heads; ++n)
             for (std::int64_t i = 0; i < size; ++i)
                 parted[n * head + t * size + i] = part[(t * heads + n) * size + i] + bias[n * size + i];
+}
+
+// Takes from each head's keys [tokens, size] what they have in common: scores change by the same for all of them, so that
+// weights stay, and fewer bits are spent on it.
+void center(std::int64_t heads, std::int64_t tokens, std::int64_t size, float* keys) {
+    spread(heads, 1, [&](std::int64_t first, std::int64_t last) {
+        std::vector<float> mean(static_cast<std::size_t>(size));
+        for (float* own = keys + first * tokens * size; first < last; ++first, own += tokens * size) {
+            std::fill(mean.begin(), mean.end(), 0.0f);
+            for (std::int64_t t = 0; t < tokens; ++t)
+                for (std::int64_t i = 0; i < size; ++i) mean[static_cast<std::size_t>(i)] += own[t * size + i] / static_cast<float>(tokens);
+            for (std::int64_t t = 0; t < tokens; ++t)
+                for (std::int64_t i = 0; i < size; ++i) own[t * size + i] -= mean[static_cast<std::size_t>(i)];
+        }
+    });
 }
 
 }  // namespace
@@ -51,9 +67,11 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
                 part_heads(last - first, heads, size, value_part.data() + from, value.bias, head, values.data() + place);
             });
         }
+        center(heads, patches, size, keys.data());
         const float scale = 1.0f / std::sqrt(static_cast<float>(size));
         attend({heads, heads, size, scale, 0.0f},
-               {1, patches, patches, keys.data(), values.data(), false, patches * width, patches * size, nullptr},
+               {1, patches, patches, keys.data(), values.data(), false, patches * width, patches * size, nullptr,
+                !query.matrix.has_numbers()},
                queries.data(), mixed.data());
         finish(patches, mixed.data(), own, result + row * patches * width);
     }

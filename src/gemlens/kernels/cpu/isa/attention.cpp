@@ -7,22 +7,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "../kernels.hpp"
+#include "lines.hpp"
 #include "simd.hpp"
 
 namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
-
-constexpr std::int64_t TILE = 64;  // bytes
-constexpr int SOME = 24;  // lines
-constexpr float LOG2_E = 1.44269504f;  // scores are multiplied by it, so that weights are powers of 2
-constexpr float NOT_SEEN = -std::numeric_limits<float>::infinity();
 
 #if defined(GEMLENS_BF16)
 constexpr int DEPTH = 2;
@@ -56,7 +50,7 @@ void put_weights(float* scores, int count, float most, float* totals, Number* we
     }
     _mm512_storeu_ps(totals, total);
 }
-Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
+Simd::Floats add(Simd::Floats sums, const void* tile, const void* x) {
     std::int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
     const __m512i pairs = _mm512_loadu_si512(tile), same = _mm512_set1_epi32(pair);
@@ -80,13 +74,12 @@ void put_weights(float* scores, int count, float most, float* totals, Number* we
             totals[i] += weights[j + i];
         }
 }
-Simd::Floats add(Simd::Floats sums, const Number* tile, const Number* x) {
-    return Simd::multiply_add(Simd::load(tile), Simd::all(*x), sums);
+Simd::Floats add(Simd::Floats sums, const void* tile, const void* x) {
+    return Simd::multiply_add(Simd::load(static_cast<const float*>(tile)), Simd::all(*static_cast<const float*>(x)), sums);
 }
 #endif
 constexpr int EACH = ROWS * DEPTH;  // numbers of a tile
-
-std::int64_t up_to(std::int64_t count, std::int64_t step) { return (count + step - 1) / step * step; }
+constexpr std::int64_t LINE = DEPTH * sizeof(Number);  // bytes of a line that are multiplied at once
 
 // Bytes of packed keys or values of STEP keys.
 std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
@@ -117,42 +110,14 @@ void pack_step(const void* keys, const void* values, bool are_brains, std::int64
     }
 }
 
-// `lines` of x times `depths` tiles each of COLUMNS columns of tiles, put into sums [lines, stride], or added to them.
-template <int COLUMNS, bool ADDS>
-void add_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
-               std::int64_t next_depth, std::int64_t next_column, float* sums, std::int64_t stride) {
-    const auto block = [&](auto count, int first) {
-        constexpr int LINES = decltype(count)::value;
-        Simd::Floats all[LINES][COLUMNS];
-        for (int l = 0; l < LINES; ++l)
-            for (int c = 0; c < COLUMNS; ++c)
-                all[l][c] = ADDS ? Simd::load(sums + (first + l) * stride + c * ROWS) : Simd::zero();
-        const Number* own = x + first * x_stride;
-        for (std::int64_t d = 0; d < depths; ++d)
-#pragma GCC unroll 8
-            for (int l = 0; l < LINES; ++l)
-#pragma GCC unroll 4
-                for (int c = 0; c < COLUMNS; ++c)
-                    all[l][c] = add(all[l][c], tiles + d * next_depth + c * next_column, own + l * x_stride + d * DEPTH);
-        for (int l = 0; l < LINES; ++l)
-            for (int c = 0; c < COLUMNS; ++c) Simd::store(sums + (first + l) * stride + c * ROWS, all[l][c]);
-    };
-    int line = 0;
-    for (; line + Simd::LINES <= lines; line += Simd::LINES) block(std::integral_constant<int, Simd::LINES>{}, line);
-    for (; line < lines; ++line) block(std::integral_constant<int, 1>{}, line);
-}
-
+// Lines of x times `depths` tiles each of `columns` columns of tiles, put into sums [lines, stride], or added to them.
 template <bool ADDS>
-void add_all_tiles(const Number* x, std::int64_t x_stride, int lines, const Number* tiles, std::int64_t depths,
-                   std::int64_t next_depth, std::int64_t next_column, std::int64_t columns, float* sums,
-                   std::int64_t stride) {
-    std::int64_t c = 0;
-    for (; c + Simd::COLUMNS <= columns; c += Simd::COLUMNS)
-        add_tiles<Simd::COLUMNS, ADDS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column,
-                                 sums + c * ROWS, stride);
-    for (; c < columns; ++c)
-        add_tiles<1, ADDS>(x, x_stride, lines, tiles + c * next_column, depths, next_depth, next_column, sums + c * ROWS,
-                     stride);
+void add_tiles(int lines, Lines x, Columns tiles, std::int64_t columns, std::int64_t depths, float* sums, std::int64_t stride) {
+    each_block(
+        lines, x, tiles, columns, depths,
+        [=](int line, std::int64_t column) { return ADDS ? Simd::load(sums + line * stride + column * ROWS) : Simd::zero(); },
+        [](Simd::Floats sum, const void* tile, const void* each) { return add(sum, tile, each); },
+        [=](int line, std::int64_t column, Simd::Floats sum) { Simd::store(sums + line * stride + column * ROWS, sum); });
 }
 
 bool see(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count, bool* seen) {
@@ -187,21 +152,6 @@ struct Keys {
     void add(const Keys& keys) { from = std::min(from, keys.from), to = std::max(to, keys.to); }
 };
 
-// What is known of a line while its keys come step after step. Weights are 2^(score - most); `most` lies at most SLACK
-// below the largest score so far, so that what was summed seldom has to be scaled to another.
-struct Line {
-    float most = NOT_SEEN;
-    float totals[ROWS] = {};  // parts of the sum of weights
-
-    void raise(float larger, float* mixed, std::int64_t width) {
-        const float before = most == NOT_SEEN ? 0.0f : std::exp2(most - larger);
-        for (float& total : totals) total *= before;
-        for (std::int64_t i = 0; i < width; ++i) mixed[i] *= before;
-        most = larger;
-    }
-};
-constexpr float SLACK = 8.0f;
-
 // Scores of one line with some keys -> their weights. `hidden` is -inf for keys that are not seen, else 0; or null, where
 // all are seen.
 void weigh(float* scores, int count, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
@@ -213,7 +163,7 @@ void weigh(float* scores, int count, const float* hidden, float cap, Line& line,
     float largest = NOT_SEEN;
 #pragma omp simd reduction(max : largest)
     for (int j = 0; j < count; ++j) largest = largest < scores[j] ? scores[j] : largest;
-    if (largest > line.most + SLACK) line.raise(largest, mixed, width);
+    line.see(largest, mixed, width);
     if (line.most == NOT_SEEN)
         std::fill(weights, weights + count, Number{});
     else
@@ -250,8 +200,7 @@ void mix(const Mix& at) {
             for (int j = 0; j < STEP; ++j) hidden[static_cast<std::size_t>(t * STEP + j)] = seen[j] ? 0.0f : NOT_SEEN;
             own = Keys::of(seen);
         }
-        const auto* key_tiles = reinterpret_cast<const Number*>(at.packed + from / STEP * step_bytes);
-        const auto* value_tiles = reinterpret_cast<const Number*>(at.packed + from / STEP * step_bytes + keys_bytes(size));
+        const std::uint8_t *key_tiles = at.packed + from / STEP * step_bytes, *value_tiles = key_tiles + keys_bytes(size);
         for (int first = 0; first < lines; first += SOME) {  // so that what they are given stays in the nearest cache
             const int some = std::min(SOME, lines - first);
             Keys seen;
@@ -259,13 +208,14 @@ void mix(const Mix& at) {
             if (seen.to == 0) continue;
             const int begin = seen.from / ROWS * ROWS, columns = (seen.to - begin + ROWS - 1) / ROWS;
             float* own = mixed.data() + first * width;
-            add_all_tiles<false>(queries.data() + first * depths * DEPTH, depths * DEPTH, some, key_tiles + begin / ROWS * depths * EACH,
-                                 depths, EACH, depths * EACH, columns, scores, STEP);
+            add_tiles<false>(some, {queries.data() + first * depths * DEPTH, depths * LINE, LINE},
+                             {key_tiles + begin / ROWS * depths * TILE, depths * TILE, TILE}, columns, depths, scores, STEP);
             for (int line = 0; line < some; ++line)
                 weigh(scores + line * STEP, columns * ROWS, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin,
                       cap, known[static_cast<std::size_t>(first + line)], own + line * width, width, weights + line * STEP);
-            add_all_tiles<true>(weights, STEP, some, value_tiles + begin / DEPTH * (width / ROWS) * EACH, columns * ROWS / DEPTH,
-                                width / ROWS * EACH, EACH, width / ROWS, own, width);
+            add_tiles<true>(some, {weights, STEP * std::int64_t{sizeof(Number)}, LINE},
+                            {value_tiles + begin / DEPTH * (width / ROWS) * TILE, TILE, width / ROWS * TILE}, width / ROWS,
+                            columns * ROWS / DEPTH, own, width);
         }
     }
     for (int line = 0; line < lines; ++line) {
@@ -280,6 +230,6 @@ std::int64_t step_bytes(std::int64_t size) { return keys_bytes(size) + values_by
 }  // namespace
 }  // namespace GEMLENS_ISA
 
-const Attention GEMLENS_ATTENTION{see, step_bytes, pack_step, mix};
+const Attention GEMLENS_ATTENTION{see, {step_bytes, pack_step, mix}};
 
 }  // namespace gemlens
