@@ -26,8 +26,8 @@ class Encoder(Protocol):
     model_max_length: int
 
     @property
-    def backend_tokenizer(self) -> Any:
-        """The tokenizer of the `tokenizers` library."""
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """{id: token} of what is found in a text before it is split."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -80,8 +80,7 @@ class FinishedRow:
 
 def control_tokens(tokenizer: Encoder) -> list[str]:
     """The texts that a tokenizer turns into control tokens wherever they stand; not `<loc0000>` and the like."""
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    return [token.content for token in added.values() if token.special]
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def tokens_of(tokenizer: Encoder, prompt: Prompt, split: bool = False) -> Tokens:

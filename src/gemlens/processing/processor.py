@@ -62,7 +62,7 @@ class Processor(ABC):
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: Template) -> None:
         for name, part, needed in (
             ("image_processor", image_processor, "preprocess"),
-            ("tokenizer", tokenizer, "backend_tokenizer"),
+            ("tokenizer", tokenizer, "added_tokens_decoder"),
         ):
             if part is None:
                 own = type(self).__name__

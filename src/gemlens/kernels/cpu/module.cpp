@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #if defined(__linux__)
@@ -21,6 +22,7 @@
 #include "largest.hpp"
 #include "layer.hpp"
 #include "patch_layer.hpp"
+#include "pieces.hpp"
 
 namespace nb = nanobind;
 
@@ -173,6 +175,20 @@ void run(const nb::list& turns, const std::vector<std::pair<std::vector<std::int
     for (const auto& [layer, seen, cos, sin] : all) layer->run(rows, steps, {cos, sin, rotations}, seen, at<float>(hidden));
 }
 
+// `scores`: address of as many doubles as there are bytes in `lengths` and in `roles`.
+void make_pieces(Pieces* place, const nb::bytes& characters, const nb::bytes& lengths, std::uintptr_t scores, const nb::bytes& roles,
+                 std::int32_t unknown, bool has_bytes) {
+    const auto numbers = [](const nb::bytes& bytes) { return static_cast<const std::uint8_t*>(bytes.data()); };
+    const std::string_view all(characters.c_str(), characters.size());
+    new (place) Pieces({all, numbers(lengths), at<double>(scores), numbers(roles), lengths.size()}, unknown, has_bytes);
+}
+
+// Ids, and places where they are wanted.
+auto encode(const Pieces& pieces, std::string_view text, bool split, bool with_places) {
+    Encoded result = pieces.encode(text, split, with_places);
+    return std::make_pair(std::move(result.ids), std::move(result.places));
+}
+
 }  // namespace
 }  // namespace gemlens
 
@@ -218,4 +234,13 @@ NB_MODULE(_cpu, module) {
                 layer.finish(tokens, at<float>(mixed), at<float>(hidden), at<float>(result));
             },
             free);
+    nb::class_<Pieces>(module, "Pieces")
+        .def("__init__", make_pieces)
+        .def("distinct", &Pieces::distinct)
+        .def("find", [](const Pieces& pieces, const nb::bytes& text) { return pieces.find({text.c_str(), text.size()}); })
+        .def("text", [](const Pieces& pieces, std::int64_t id) -> std::string_view {
+            if (id < 0 || id >= pieces.count()) throw nb::index_error("no such piece");
+            return pieces.text(static_cast<std::int32_t>(id));
+        })
+        .def("encode", encode, free);
 }

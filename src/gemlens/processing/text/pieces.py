@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
+from math import isnan
 from operator import itemgetter
 from typing import Any
 
@@ -61,6 +62,8 @@ class Pieces:
             Kind,
         }:
             raise CheckpointError("The vocabulary's pieces must be texts, and their scores and types numbers.")
+        if any(map(isnan, self.scores)):
+            raise CheckpointError("The vocabulary has a score that is no number; fetch the file again.")
         if max(map(len, self.texts), default=0) > _LONGEST:  # their splits are tried one by one
             raise CheckpointError(
                 f"The vocabulary has a piece of more than {_LONGEST} characters; this is none of Gemma."
@@ -68,19 +71,28 @@ class Pieces:
         if not 0 <= self.unknown < len(self.texts):
             raise CheckpointError(f"The unknown token is {self.unknown}, but there are {len(self.texts)} pieces.")
 
-    def tokenizer(self, special: Collection[str] = SPECIAL) -> Tokenizer:
-        """The tokenizer that splits a text as SentencePiece does; it adds no `<bos>`.
-
-        Args:
-            special: control pieces that decoding may leave out.
+    def check_distinct(self) -> None:
+        """Refuses a vocabulary whose pieces have no ids of their own.
 
         Raises:
             CheckpointError: two pieces have the same text.
         """
+        text, number = Counter(self.texts).most_common(1)[0]
+        if number > 1:
+            raise CheckpointError(f"The vocabulary has the piece {text!r} more than once.")
+
+    def tokenizer(self, special: Collection[str] = SPECIAL, extra: Sequence[str] = ()) -> Tokenizer:
+        """The library's tokenizer that splits a text as SentencePiece does; it adds no `<bos>`.
+
+        Args:
+            special: control pieces that decoding may leave out.
+            extra: special tokens beside the pieces.
+
+        Raises:
+            CheckpointError: two pieces have the same text.
+        """
+        self.check_distinct()
         ids = {text: token for token, text in enumerate(self.texts)}
-        if len(ids) < len(self.texts):
-            twice = Counter(self.texts).most_common(1)[0][0]
-            raise CheckpointError(f"The vocabulary has the piece {twice!r} more than once.")
         tokenizer = Tokenizer(
             models.BPE(
                 vocab=ids,
@@ -91,7 +103,7 @@ class Pieces:
             )
         )
         tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-        tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+        tokenizer.decoder = decoder()
         found = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)  # in a text before anything is merged
         tokenizer.add_tokens(
             [
@@ -100,7 +112,13 @@ class Pieces:
                 if kind in found
             ]
         )
+        tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in extra])
         return tokenizer
+
+
+def decoder() -> decoders.Decoder:
+    """Pieces -> text."""
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
 def pieces_from_gguf(metadata: Mapping[str, Any]) -> Pieces:
@@ -121,10 +139,10 @@ def vocabulary_texts(texts: Sequence[str], kinds: Sequence[int]) -> list[str]:
     # Runs of spaces are user-defined pieces with plain spaces in GGUF files.
     if len(texts) != len(kinds):
         return list(texts)  # which Pieces refuses
-    written = [
-        str(text).replace(" ", SPACE) if kind == Kind.USER_DEFINED else text
-        for text, kind in zip(texts, kinds, strict=True)
-    ]
+    written, user_defined = list(texts), int(Kind.USER_DEFINED)  # a plain number compares faster
+    for token, kind in enumerate(kinds):
+        if kind == user_defined:
+            written[token] = str(written[token]).replace(" ", SPACE)
     # Older vocabularies have the tab only as a byte; to merge what contains tabs, it must be a piece.
     if "<0x09>" in written and "\t" not in written:
         written[written.index("<0x09>")] = "\t"

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from gemlens.errors import InputError
+from gemlens.processing.text.backend import Backend
 
 # The names that every tokenizer has (some None), in the order in which the reference lists them.
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -19,15 +20,15 @@ class SpecialTokens:
         additional: special tokens without a name.
     """
 
-    def __init__(self, backend: Tokenizer, named: Mapping[str, Any], additional: Sequence[Any]) -> None:
+    def __init__(self, backend: Backend, named: Mapping[str, Any], additional: Sequence[Any]) -> None:
         self._backend = backend
         self._named: dict[str, str] = {}
         self.additional: list[str] = []
         given = {name: as_token(token, name) for name, token in named.items() if token is not None}
         unnamed = [as_token(token, "additional_special_tokens") for token in additional]
-        known = {token.content for token in backend.get_added_tokens_decoder().values()}
-        missing = [token for token in (*given.values(), *unnamed) if token.content not in known]
-        backend.add_special_tokens(missing)
+        known = backend.found_texts()
+        if missing := [token for token in (*given.values(), *unnamed) if token.content not in known]:
+            backend.library.add_special_tokens(missing)
         self._named = {name: token.content for name, token in given.items()}
         self.additional = list(dict.fromkeys(token.content for token in unnamed))
 
@@ -47,7 +48,7 @@ class SpecialTokens:
     def id(self, name: str) -> int | None:
         """The token's id; None if the name has no token."""
         token = self.get(name)
-        return None if token is None else self._backend.token_to_id(token)
+        return None if token is None else self._backend.reader.token_to_id(token)
 
     def set(self, name: str, token: Any) -> None:
         """Gives a name another token, which the vocabulary must have; None takes it away.
@@ -59,7 +60,7 @@ class SpecialTokens:
             self._named.pop(name, None)
             return
         text = as_token(token, name).content
-        if self._backend.token_to_id(text) is None:
+        if self._backend.reader.token_to_id(text) is None:
             raise InputError(
                 f"{name}={text!r} is not in the vocabulary; add it with add_special_tokens({{'{name}': {text!r}}})."
             )
@@ -67,7 +68,7 @@ class SpecialTokens:
 
     def add(self, name: str, token: Any) -> int:
         """Adds the token if it is new, makes it special and names it; gives the number of new tokens."""
-        added = int(self._backend.add_special_tokens([as_token(token, name)]))
+        added = int(self._backend.library.add_special_tokens([as_token(token, name)]))
         self.set(name, token)
         return added
 
@@ -76,7 +77,7 @@ class SpecialTokens:
         if isinstance(tokens, (str, AddedToken)) or not isinstance(tokens, Sequence):
             raise InputError(f"additional_special_tokens={tokens!r} is no list of tokens.")
         given = [as_token(token, "additional_special_tokens") for token in tokens]
-        added = int(self._backend.add_special_tokens(given))
+        added = int(self._backend.library.add_special_tokens(given))
         kept = [] if replace else self.additional
         self.additional = list(dict.fromkeys([*kept, *(token.content for token in given)]))
         return added

@@ -45,7 +45,7 @@ class TextStream:
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise InputError(f"stop_strings={stop_strings!r}: pass texts of at least one character.")
         self.stop_string: str | None = None
-        self._backend = vocabulary.backend_tokenizer
+        self._vocabulary = vocabulary
         self._skip = skip_special_tokens
         self._bytes: list[int] = []  # tokens of a run of bytes that has not ended
         self._stops = [_Search(stop) for stop in sorted(stops, key=len, reverse=True)]
@@ -58,7 +58,7 @@ class TextStream:
             InputError: this is no id.
         """
         (token,) = id_list(token)
-        piece = self._backend.id_to_token(token)
+        piece = self._vocabulary.convert_ids_to_tokens(token)
         if self.stop_string is not None or piece is None:  # `decode` passes over unknown ids, too
             return ""
         if _is_byte(piece):
@@ -84,7 +84,7 @@ class TextStream:
         return self._decode(run) if run else ""
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._backend.decode(tokens, skip_special_tokens=self._skip))
+        return self._vocabulary.decode(tokens, self._skip, clean_up_tokenization_spaces=False)
 
     def _show(self, text: str) -> str:
         """What of the text, after what is held, cannot belong to a stop string."""

@@ -1,4 +1,4 @@
-"""GemmaTokenizerFast: text -> ids [B, T] and back, on the `tokenizers` library.
+"""GemmaTokenizerFast: text -> ids [B, T] and back, on the `tokenizers` library or on pieces alone.
 
     text -> backend: ids of the text alone -> rows.py: special tokens, truncation, padding -> BatchEncoding
 
@@ -9,7 +9,6 @@ on one object; what does not need that object's state is in the files beside it.
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer, processors
 from gemlens.checkpoints.hub import Origin
 from gemlens.errors import InputError
 from gemlens.processing.batch import BatchEncoding, check_return_tensors
+from gemlens.processing.text.piece_tokenizer import PieceTokenizer
 from gemlens.processing.text.rows import Lengths, Part, Row, columns_of, pad_columns
 from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
 from gemlens.processing.text.texts import check_unicode, checked_seconds, checked_texts
@@ -62,7 +62,7 @@ class GemmaTokenizerFast(Vocabulary):
         vocab_file: str | os.PathLike[str] | None = None,
         tokenizer_file: str | os.PathLike[str] | None = None,
         *,
-        tokenizer_object: Tokenizer | None = None,
+        tokenizer_object: PieceTokenizer | Tokenizer | None = None,
         **settings: Any,
     ) -> None:
         check_names(settings)
@@ -75,10 +75,9 @@ class GemmaTokenizerFast(Vocabulary):
                 raise InputError("Pass tokenizer_file=, vocab_file= or tokenizer_object=, or use from_pretrained.")
         self._start(tokenizer_object, settings)
 
-    def _start(self, backend: Tokenizer, settings: Mapping[str, Any]) -> None:
+    def _start(self, backend: PieceTokenizer | Tokenizer, settings: Mapping[str, Any]) -> None:
         """Settings that nobody knows are kept for the next save: other programs may know them."""
         check_values(settings)
-        self._lock = threading.Lock()
         given = {**DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
         named = {name: settings[name] for name in settings if names_a_token(name)}
         super().__init__(
@@ -152,8 +151,9 @@ class GemmaTokenizerFast(Vocabulary):
         Raises:
             CheckpointError: the folder cannot be written to.
         """
+        backend = self.backend_tokenizer
         self._write_template()
-        return write_tokenizer(save_directory, self.backend_tokenizer, self.init_kwargs, self.special_tokens_map)
+        return write_tokenizer(save_directory, backend, self.init_kwargs, self.special_tokens_map)
 
     @property
     def init_kwargs(self) -> dict[str, Any]:
@@ -173,14 +173,14 @@ class GemmaTokenizerFast(Vocabulary):
     def _write_template(self) -> None:
         """Tells the backend where `<bos>` and `<eos>` go; this file does not use it, other readers of its JSON do."""
         before, after = self._around(True)
-        ids = {token: self.backend_tokenizer.id_to_token(token) for token in (*before, *after)}
+        ids = {token: self._backend.reader.id_to_token(token) for token in (*before, *after)}
         first, second = (
             [f"{ids[token]}:{number}" for token in before]
             + [f"${part}:{number}"]
             + [f"{ids[token]}:{number}" for token in after]
             for number, part in enumerate("AB")
         )
-        self.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        self._backend.reader.post_processor = processors.TemplateProcessing(
             single=first, pair=first + second, special_tokens=[(text, token) for token, text in ids.items()]
         )
 
@@ -304,7 +304,7 @@ class GemmaTokenizerFast(Vocabulary):
         Otherwise the same ids as for the joined text; pieces of the vocabulary may reach over the borders of parts.
         For a chat: the template's own words are True, what people wrote is False.
         """
-        added = self.backend_tokenizer.get_added_tokens_decoder().values()
+        added = self._backend.reader.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         control = re.compile("|".join(map(re.escape, controls)) or "(?!)")
         stretches, tokens = [""], []  # texts without control tokens of ours, and the control tokens between them
@@ -316,7 +316,7 @@ class GemmaTokenizerFast(Vocabulary):
             first, *others = (text[start:end] for start, end in zip(ends, starts, strict=True))
             stretches[-1] += first
             stretches += others
-            tokens += [int(self.backend_tokenizer.token_to_id(match[0])) for match in found]
+            tokens += self.convert_tokens_to_ids([match[0] for match in found])
         check_unicode(stretches)
         ids: list[int] = []
         before, after = self._around(add_special_tokens)
@@ -362,20 +362,14 @@ class GemmaTokenizerFast(Vocabulary):
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The pieces of a text, as the vocabulary writes them."""
         ids = self.encode(text, pair, add_special_tokens=add_special_tokens)
-        return [str(self.backend_tokenizer.id_to_token(token)) for token in ids]
+        return [str(self._backend.reader.id_to_token(token)) for token in ids]
 
     def _parts(self, texts: Sequence[str], split: bool, offsets: bool, before: Sequence[int]) -> list[Part]:
         """The tokens of each text; without those that stand `before` it anyway."""
-        encode = self.backend_tokenizer.encode_batch if offsets else self.backend_tokenizer.encode_batch_fast
-        with self._lock:  # `encode_special_tokens` is a setting of the backend, which other threads use too
-            if self.backend_tokenizer.encode_special_tokens != split:
-                self.backend_tokenizer.encode_special_tokens = split
-            encodings = encode(texts, add_special_tokens=False)
         parts = []
-        for encoding in encodings:
-            ids = encoding.ids
+        for ids, places in self._backend.encode(texts, split, offsets):
             own = len(before) if before and ids[: len(before)] == before else 0
-            parts.append(Part(ids[own:] if own else ids, encoding.offsets[own:] if offsets else None))
+            parts.append(Part(ids[own:] if own else ids, places[own:] if offsets else None))
         return parts
 
     def _around(self, add_special_tokens: bool) -> tuple[list[int], list[int]]:
@@ -398,12 +392,6 @@ class GemmaTokenizerFast(Vocabulary):
 
     def _wanted(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name_or_path!r}, {len(self)} tokens, padding_side={self.padding_side!r})"

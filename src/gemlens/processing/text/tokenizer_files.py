@@ -1,6 +1,6 @@
 """Tokenizers <-> files: `tokenizer.json`, `tokenizer.model` or GGUF, and the settings beside them.
 
-Origin -> StoredTokenizer (the library's tokenizer, {setting: value}) -> GemmaTokenizerFast
+Origin -> StoredTokenizer (the tokenizer underneath, {setting: value}) -> GemmaTokenizerFast
 """
 
 import os
@@ -16,6 +16,7 @@ from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.hub import Origin, first_line, read_json
 from gemlens.checkpoints.save import write_json
 from gemlens.errors import CheckpointError, InputError
+from gemlens.processing.text.piece_tokenizer import PieceTokenizer, tokenizer_of
 from gemlens.processing.text.pieces import SPECIAL, pieces_from_gguf
 from gemlens.processing.text.sentencepiece_model import pieces_from_sentencepiece
 from gemlens.processing.text.special_tokens import is_text
@@ -36,7 +37,7 @@ _GEMMA3_PICTURES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image
 class StoredTokenizer:
     """What files say: a tokenizer with all its tokens, and its settings."""
 
-    backend: Tokenizer
+    backend: PieceTokenizer | Tokenizer
     settings: Mapping[str, Any]
 
 
@@ -109,11 +110,12 @@ def tokenizer_of_gguf(metadata: Mapping[str, Any]) -> StoredTokenizer:
     length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     if isinstance(length, int):
         settings["model_max_length"] = length
-    backend = pieces.tokenizer(SPECIAL | {token for token in settings.values() if isinstance(token, str)})
-    if len(pieces.texts) == _GEMMA3_PIECES and backend.token_to_id("<start_of_image>") is not None:
-        backend.add_special_tokens([AddedToken("<image_soft_token>", normalized=False, special=True)])
+    special = SPECIAL | {token for token in settings.values() if isinstance(token, str)}
+    extra: list[str] = []
+    if len(pieces.texts) == _GEMMA3_PIECES and _GEMMA3_PICTURES["boi_token"] in pieces.texts:
+        extra.append(_GEMMA3_PICTURES["image_token"])
         settings["extra_special_tokens"] = dict(_GEMMA3_PICTURES)
-    return StoredTokenizer(backend, settings)
+    return StoredTokenizer(tokenizer_of(pieces, special, extra), settings)
 
 
 def write_tokenizer(

@@ -7,6 +7,8 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from gemlens.errors import InputError
+from gemlens.processing.text.backend import Backend
+from gemlens.processing.text.piece_tokenizer import PieceTokenizer
 from gemlens.processing.text.special_tokens import SpecialTokens
 from gemlens.processing.text.tokenizer_settings import ADDITIONAL, names_a_token
 
@@ -45,7 +47,6 @@ class Vocabulary:
     """Pieces and their ids.
 
     Attributes:
-        backend_tokenizer: the `tokenizers.Tokenizer` underneath.
         special_tokens: those with names; each name is an attribute here too: `image_token`, `image_token_id`.
         clean_up_tokenization_spaces: whether decoding joins what English writes together.
     """
@@ -54,11 +55,20 @@ class Vocabulary:
     bos_token_id, eos_token_id, unk_token_id, pad_token_id = NamedId(), NamedId(), NamedId(), NamedId()
 
     def __init__(
-        self, backend: Tokenizer, named: Mapping[str, Any], additional: Sequence[Any] = (), clean_up: bool = False
+        self,
+        backend: PieceTokenizer | Tokenizer,
+        named: Mapping[str, Any],
+        additional: Sequence[Any] = (),
+        clean_up: bool = False,
     ) -> None:
-        self.backend_tokenizer = backend
-        self.special_tokens = SpecialTokens(backend, named, additional)
+        self._backend = Backend(backend)
+        self.special_tokens = SpecialTokens(self._backend, named, additional)
         self.clean_up_tokenization_spaces = clean_up
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The `tokenizers.Tokenizer` underneath; for a GGUF file it is made when it is first asked for."""
+        return self._backend.library
 
     # -- ids -> text ---------------------------------------------------------------------------------------------------
 
@@ -76,7 +86,7 @@ class Vocabulary:
             InputError: these are no ids, or several rows.
         """
         ids = id_list(token_ids)
-        text = str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+        text = str(self._backend.reader.decode(ids, skip_special_tokens=skip_special_tokens))
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
@@ -99,7 +109,7 @@ class Vocabulary:
         """The id of a piece as the vocabulary writes it, or a list of ids; `unk_token_id` for what it has not."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
-        token_id: int | None = self.backend_tokenizer.token_to_id(tokens)
+        token_id: int | None = self._backend.reader.token_to_id(tokens)
         return self.unk_token_id if token_id is None else token_id
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -109,17 +119,17 @@ class Vocabulary:
             InputError: these are no ids.
         """
         if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(id_list(ids)[0])
+            return self._backend.reader.id_to_token(id_list(ids)[0])
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self.backend_tokenizer.id_to_token(token) for token in id_list(ids) if token not in skipped]
+        return [self._backend.reader.id_to_token(token) for token in id_list(ids) if token not in skipped]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """The text that pieces make."""
-        return str(self.backend_tokenizer.decoder.decode(list(tokens)))
+        return str(self._backend.reader.decoder.decode(list(tokens)))
 
     def get_vocab(self) -> dict[str, int]:
         """{piece: id}, added tokens included; a new dict."""
-        return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))
+        return dict(self._backend.reader.get_vocab(with_added_tokens=True))
 
     def get_added_vocab(self) -> dict[str, int]:
         """{token: id} of the tokens that are found in a text before it is split."""
@@ -128,15 +138,15 @@ class Vocabulary:
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """{id: token} of the same, by id."""
-        return dict(sorted(self.backend_tokenizer.get_added_tokens_decoder().items()))
+        return dict(sorted(self._backend.reader.get_added_tokens_decoder().items()))
 
     @property
     def vocab_size(self) -> int:
         """The number of pieces, without tokens that were added behind them."""
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
+        return int(self._backend.reader.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+        return int(self._backend.reader.get_vocab_size(with_added_tokens=True))
 
     def __bool__(self) -> bool:
         return True
@@ -151,7 +161,8 @@ class Vocabulary:
         They are found in a text before it is split. Special ones are left out by `skip_special_tokens`.
         """
         tokens = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens)
-        add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
+        library = self._backend.library
+        add = library.add_special_tokens if special_tokens else library.add_tokens
         return int(add(tokens))
 
     def add_special_tokens(
@@ -195,7 +206,7 @@ class Vocabulary:
     @property
     def all_special_ids(self) -> list[int]:
         """Their ids."""
-        return [int(self.backend_tokenizer.token_to_id(token)) for token in self.all_special_tokens]
+        return self.convert_tokens_to_ids(self.all_special_tokens)
 
     def __getattr__(self, name: str) -> Any:
         tokens = self.__dict__.get("special_tokens")  # absent while being unpickled
