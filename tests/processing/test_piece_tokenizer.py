@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ from gemlens.processing.text.tokenizer_files import tokenizer_of_gguf
 
 needs_kernels = pytest.mark.skipif(machine().native is None, reason="there are no compiled kernels here")
 
-LETTERS = ["a", "b", "c", "ab", "<", ">", "\n", "\t", "\0", SPACE, "\u00fc", "\u4f60", "\U0001f600", "<0x41>", "<unk>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-KINDS = [*[Kind.NORMAL] * 6, Kind.USER_DEFINED, Kind.CONTROL, Kind.UNUSED, 77]
+LETTERS = ["a", "b", "c", ">", "\n", "\0", SPACE, "\u00fc", "\U0001f600", "<0x41>", "<0x00>", "x"]
+KINDS = [*[Kind.NORMAL] * 9, Kind.USER_DEFINED, Kind.CONTROL, Kind.UNUSED, 77]
 TEXTS = st.lists(st.one_of(st.sampled_from([*LETTERS, " ", "  ", "A", "d"]), st.text(max_size=3)), max_size=20).map(
     "".join
 )
@@ -37,13 +39,14 @@ BYTES_OF = st.sampled_from([[], BYTES, BYTES[::2], BYTES[:0xC3] + BYTES[0xC4:]])
 
 @st.composite
 def vocabularies(draw: st.DrawFn) -> tuple[Pieces, set[str], list[str]]:
-    """Few letters and fewer scores, so that many pieces tie and pieces can be made in several ways."""
-    made = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=4).map("".join)
-    normal = draw(st.lists(st.one_of(st.sampled_from(LETTERS), made), max_size=40))
-    texts = list(dict.fromkeys(["<unk>", *normal, *draw(BYTES_OF)]))
-    kinds = [draw(st.sampled_from(KINDS)) if text not in BYTES else Kind.BYTE for text in texts]
+    """Few letters and fewer scores, so that many pieces tie and each can be made in several ways."""
+    letters = draw(st.lists(st.sampled_from(LETTERS), min_size=1, max_size=3, unique=True))
+    made = draw(st.lists(st.lists(st.sampled_from(letters), min_size=1, max_size=5).map("".join), max_size=30))
+    unknown = draw(st.sampled_from(["<unk>", "", "x"]))
+    texts = list(dict.fromkeys([unknown, *made, *letters[draw(st.integers(0, 1)) :], *draw(BYTES_OF)]))
+    kinds = [Kind.BYTE if text in BYTES[1:] else draw(st.sampled_from(KINDS)) for text in texts]
     kinds[0] = draw(st.sampled_from([Kind.UNKNOWN, Kind.CONTROL, Kind.NORMAL]))
-    scores = [draw(st.sampled_from([-3.0, -2, -1.5, 0.0, 1.0])) if kind != Kind.BYTE else 0.0 for kind in kinds]
+    scores = [0.0 if kind == Kind.BYTE else draw(st.sampled_from([-2.0, -1, 0.0, 1.5])) for kind in kinds]
     special = set(draw(st.lists(st.sampled_from(texts), max_size=5)))
     extra = draw(st.lists(st.one_of(st.just("<extra>"), st.sampled_from(texts)), max_size=2, unique=True))
     return Pieces(texts, scores, kinds, unknown=0), special, extra
@@ -91,11 +94,27 @@ def light() -> Iterator[GemmaTokenizerFast]:
 @given(vocabulary=vocabularies(), data=st.data(), split=st.booleans())
 def test_ids_and_places_are_the_librarys(vocabulary: Any, data: st.DataObject, split: bool) -> None:
     light, library = twins(vocabulary)
-    pieces = st.lists(st.sampled_from(vocabulary[0].texts), max_size=12).map("".join)
-    texts = [data.draw(TEXTS), data.draw(pieces), data.draw(pieces).replace(SPACE, " ")]
+    pieces = st.lists(st.sampled_from([*vocabulary[0].texts, "<extra>", "A"]), max_size=12).map("".join)
+    texts = [data.draw(TEXTS), *data.draw(st.lists(pieces, max_size=5)), data.draw(pieces).replace(SPACE, " ")]
     expected = Backend(library).encode(texts, split, places=True)
     assert Backend(light).encode(texts, split, places=True) == expected
     assert Backend(light).encode(texts, split, places=False) == [(ids, []) for ids, _ in expected]
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(200))
+def test_pieces_of_one_score_are_joined_in_the_librarys_order(seed: int) -> None:
+    """All texts of eight letters, one of them the space, by vocabularies in which nearly everything ties."""
+    dice = random.Random(seed)
+    words = ["".join(word) for size in (2, 3, 4) for word in product(f"a{SPACE}", repeat=size)]
+    texts = ["?", "a", SPACE, *dice.sample(words, dice.randint(2, 20))]
+    kinds = [Kind.NORMAL] * 3 + dice.choices([Kind.NORMAL, Kind.USER_DEFINED], (9, seed % 2), k=len(texts) - 3)
+    scores = [dice.choice([-1.0, 0.0, 0.5][: 1 + seed % 3]) for _ in texts]
+    pieces = Pieces(texts, scores, kinds, unknown=0)
+    every = ["".join(letters) for letters in product("a ", repeat=8)]
+    light, library = twins((pieces, set(), []))
+    found = Backend(library).encode(every, split=True, places=False)
+    assert Backend(light).encode(every, split=True, places=False) == found
 
 
 @needs_kernels
@@ -235,9 +254,14 @@ def test_what_is_saved_is_what_the_library_saves(plain: GemmaTokenizerFast, tmp_
 
 @needs_kernels
 def test_threads_build_the_library_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    built, tokenizer = [], opened()
-    build = Pieces.tokenizer
-    monkeypatch.setattr(Pieces, "tokenizer", lambda *arguments: built.append(1) or build(*arguments))
+    built, tokenizer, build = [], opened(), Pieces.tokenizer
+
+    def build_slowly(*arguments: Any) -> Tokenizer:
+        built.append(1)
+        time.sleep(0.1)
+        return build(*arguments)
+
+    monkeypatch.setattr(Pieces, "tokenizer", build_slowly)
     expected = tokenizer.encode("the cow\u2603")
 
     def use(number: int) -> bool:

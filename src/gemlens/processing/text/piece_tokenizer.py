@@ -65,7 +65,7 @@ class PieceTokenizer:
         roles = bytearray(self._kinds.translate(_ROLES)) + bytes(len(added))
         for text in extra:
             roles[texts.index(text)] |= _FOUND
-        self._found = list(compress(count(), roles.translate(_IS_FOUND)))
+        self._found = [token for token in compress(count(), roles.translate(_IS_FOUND)) if texts[token]]
         self._special = {token for token in self._found if texts[token] in special or texts[token] in extra}
         for token in self._special:
             roles[token] |= _SPECIAL
@@ -124,15 +124,15 @@ class PieceTokenizer:
         return len(self._scores) if with_added_tokens else self._size
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """{id: token} of what is found in a text before pieces are joined; a new dict."""
-        return dict(self._added)
+        """{id: token} of what is found in a text before pieces are joined."""
+        return self._added
 
     def found_texts(self) -> set[str]:
         """The texts of these."""
-        return set(map(self._native.text, self._found))
+        return {self._native.text(token) for token in self._found}
 
     @cached_property
-    def _added(self) -> dict[int, AddedToken]:
+    def _added(self) -> dict[int, AddedToken]:  # thousands: made when they are asked for
         return {
             token: AddedToken(self._native.text(token), normalized=False, special=token in self._special)
             for token in self._found
