@@ -41,7 +41,8 @@ def run(module: Path) -> int:
     spec = spec_from_file_location(NAME, module)
     sys.modules[NAME] = loaded = module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    tests = [*Path(__file__).parent.glob("test_*.py"), ROOT / "tests" / "quantization" / "test_fused_patches.py"]
+    elsewhere = [Path("quantization", "test_fused_patches.py"), Path("processing", "test_piece_tokenizer.py")]
+    tests = [*Path(__file__).parent.glob("test_*.py"), *(ROOT / "tests" / test for test in elsewhere)]
     return pytest.main(["-q", "-p", "no:cacheprovider", *map(str, tests)])
 
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from gemlens.kernels.machine import machine
 from gemlens.processing.text.auto_tokenizer import AutoTokenizer
+from gemlens.processing.text.piece_tokenizer import PieceTokenizer
 from gemlens.processing.text.pieces import Kind, Pieces
 from gemlens.processing.text.streaming import TextStream
 from gemlens.processing.text.tokenizer import GemmaTokenizerFast
@@ -164,6 +166,24 @@ def test_the_gguf_vocabulary_gives_the_same_ids() -> None:
 @given(text=st.text(max_size=60))
 def test_any_text_has_the_same_ids_by_the_gguf_vocabulary(text: str) -> None:
     assert of_gguf().encode(text) == oracle("gemma3").encode(text).ids
+
+
+@needs_gguf
+@pytest.mark.skipif(machine().native is None, reason="there are no compiled kernels here")
+@pytest.mark.parametrize("split", [False, True])
+def test_pieces_alone_give_what_the_library_gives(split: bool) -> None:
+    light, twin = (AutoTokenizer.from_pretrained(REAL, gguf_file=GGUF.name) for _ in range(2))
+    assert isinstance(twin.backend_tokenizer, Tokenizer)
+    options: dict[str, Any] = {"split_special_tokens": split, "return_offsets_mapping": True}
+    given = [*texts(), "".join(texts()), " ".join(texts())]
+    found = light(given, **options).data
+    assert found == twin(given, **options).data
+    for skip in (False, True):
+        rows = [*found["input_ids"], list(range(len(twin) + 2))]
+        assert light.batch_decode(rows, skip_special_tokens=skip) == twin.batch_decode(rows, skip_special_tokens=skip)
+    chat = [{"role": "user", "content": "<bos>What is <mask>?"}, {"role": "assistant", "content": "\u2603"}]
+    assert light.apply_chat_template(chat) == twin.apply_chat_template(chat)
+    assert isinstance(light._backend.reader, PieceTokenizer)
 
 
 @needs_gguf
