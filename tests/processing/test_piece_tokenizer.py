@@ -18,6 +18,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from gemlens.errors import CheckpointError, InputError
 from gemlens.kernels.machine import Machine, machine
+from gemlens.processing.gemma3 import Gemma3Processor
+from gemlens.processing.pictures.image_processors import Gemma3ImageProcessor
 from gemlens.processing.text import piece_tokenizer
 from gemlens.processing.text.backend import Backend
 from gemlens.processing.text.piece_tokenizer import PieceTokenizer, tokenizer_of
@@ -297,3 +299,13 @@ def test_damaged_vocabularies_are_refused_by_both() -> None:
 def test_without_kernels_the_library_does_it(plain: GemmaTokenizerFast) -> None:
     assert not is_light(plain)
     assert isinstance(plain.backend_tokenizer, Tokenizer)
+
+
+@needs_kernels
+def test_a_processor_does_not_build_the_library() -> None:
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<mask>", "image_token": "<b>"}
+    light = opened(extra_special_tokens=named)
+    processor = Gemma3Processor(Gemma3ImageProcessor(size={"height": 18, "width": 18}), light)
+    given = processor(text="the cow", return_offsets_mapping=True)
+    assert given["input_ids"] == [light.encode("the cow")]
+    assert is_light(light)

@@ -62,12 +62,12 @@ class Processor(ABC):
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: Template) -> None:
         for name, part, needed in (
             ("image_processor", image_processor, "preprocess"),
-            ("tokenizer", tokenizer, "added_tokens_decoder"),
+            ("tokenizer", tokenizer, "backend_tokenizer"),
         ):
             if part is None:
                 own = type(self).__name__
                 raise InputError(f"The {name} of this {own} is missing; pass it, or use {own}.from_pretrained.")
-            if not hasattr(part, needed):
+            if not hasattr(type(part), needed):  # a tokenizer itself may build its backend when asked
                 raise InputError(f"A {type(part).__name__} came as {name}; pass image_processor first, then tokenizer.")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
