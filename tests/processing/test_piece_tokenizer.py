@@ -280,10 +280,10 @@ def test_threads_build_the_library_once(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("text", ["a", " ", "\n", "<", "\u2603", "the cow ", "<bos>"])
 def test_long_texts_take_no_quadratic_time(text: str) -> None:
     tokenizer = tokenizer_of(small_pieces())
-    text = text * (1_000_000 // len(text))
+    text = text * (300_000 // len(text))
     begin = time.perf_counter()
     ids, _ = tokenizer.encode(text, False, False)
-    assert time.perf_counter() - begin < 20, "seconds; some tenths of one are usual"
+    assert time.perf_counter() - begin < 20, "seconds; a tenth of one is usual"
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
