@@ -183,6 +183,11 @@ void make_pieces(Pieces* place, const nb::bytes& characters, const nb::bytes& le
     new (place) Pieces({all, numbers(lengths), at<double>(scores), numbers(roles), lengths.size()}, unknown, has_bytes);
 }
 
+std::int32_t checked(const Pieces& pieces, std::int64_t id) {
+    if (id < 0 || id >= pieces.count()) throw nb::index_error("no such piece");
+    return static_cast<std::int32_t>(id);
+}
+
 // Ids, and places where they are wanted.
 auto encode(const Pieces& pieces, std::string_view text, bool split, bool with_places) {
     Encoded result = pieces.encode(text, split, with_places);
@@ -238,9 +243,7 @@ NB_MODULE(_cpu, module) {
         .def("__init__", make_pieces)
         .def("distinct", &Pieces::distinct)
         .def("find", [](const Pieces& pieces, const nb::bytes& text) { return pieces.find({text.c_str(), text.size()}); })
-        .def("text", [](const Pieces& pieces, std::int64_t id) -> std::string_view {
-            if (id < 0 || id >= pieces.count()) throw nb::index_error("no such piece");
-            return pieces.text(static_cast<std::int32_t>(id));
-        })
+        .def("text", [](const Pieces& pieces, std::int64_t id) { return pieces.text(checked(pieces, id)); })
+        .def("cost", [](const Pieces& pieces, std::int64_t id) { return pieces.cost(checked(pieces, id)); })
         .def("encode", encode, free);
 }

@@ -42,6 +42,7 @@ public:
     std::int32_t count() const { return static_cast<std::int32_t>(pieces_.size()); }
     std::int32_t distinct() const { return distinct_; }  // fewer where pieces are equal
     std::string_view text(std::int32_t id) const;
+    double cost(std::int32_t id) const { return piece(id).cost; }  // the lower, the earlier it is made
     std::int32_t find(std::string_view text) const;  // -1: there is none
 
     // Of a text in UTF-8 with plain spaces. Pieces to be found are taken where the first begins, of those the longest.
@@ -50,7 +51,7 @@ public:
 private:
     struct Piece {
         std::uint64_t hash;
-        double cost;  // the lower, the earlier it is made
+        double cost;
         std::uint32_t start;
         std::uint16_t bytes;
         std::uint8_t characters, roles;

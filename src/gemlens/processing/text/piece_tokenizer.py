@@ -60,20 +60,21 @@ class PieceTokenizer:
         added = [text for text in extra if text not in pieces.texts]
         texts = [*pieces.texts, *added]
         self._kinds = bytes(map(_KINDS.get, pieces.kinds, repeat(0)))
-        self._scores = array("d", pieces.scores)
-        self._scores.extend([0.0] * len(added))
+        scores = array("d", pieces.scores) + array("d", [0.0] * len(added))
         roles = bytearray(self._kinds.translate(_ROLES)) + bytes(len(added))
         for text in extra:
             roles[texts.index(text)] |= _FOUND
-        self._found = [token for token in compress(count(), roles.translate(_IS_FOUND)) if texts[token]]
+        found = compress(count(), roles.translate(_IS_FOUND))
+        self._found = array("q", (token for token in found if texts[token]))
         self._special = {token for token in self._found if texts[token] in special or texts[token] in extra}
         for token in self._special:
             roles[token] |= _SPECIAL
-        self._size, self._unknown, self._arguments = len(pieces.texts), pieces.unknown, (special, extra)
-        written, lengths, scores = "".join(texts).encode(), bytes(map(len, texts)), self._scores.buffer_info()[0]
+        self._sizes = len(pieces.texts), len(texts)
+        self._unknown, self._arguments = pieces.unknown, (special, extra)
         native = machine().native
         assert native is not None
-        self._native = native.Pieces(written, lengths, scores, bytes(roles), pieces.unknown, Kind.BYTE in self._kinds)
+        written, lengths, address = "".join(texts).encode(), bytes(map(len, texts)), scores.buffer_info()[0]
+        self._native = native.Pieces(written, lengths, address, bytes(roles), pieces.unknown, Kind.BYTE in self._kinds)
         if self._native.distinct() < len(texts):
             pieces.check_distinct()
         self.decoder = decoder()
@@ -113,7 +114,7 @@ class PieceTokenizer:
 
     def id_to_token(self, id: int) -> str | None:  # noqa: A002  # as in the library
         """The piece of an id; None: there is no such id."""
-        return str(self._native.text(id)) if 0 <= id < len(self._scores) else None
+        return str(self._native.text(id)) if 0 <= id < self._sizes[True] else None
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
         """{piece: id}."""
@@ -121,7 +122,7 @@ class PieceTokenizer:
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """The number of pieces, with extra tokens or without."""
-        return len(self._scores) if with_added_tokens else self._size
+        return self._sizes[with_added_tokens]
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
         """{id: token} of what is found in a text before pieces are joined."""
@@ -140,7 +141,8 @@ class PieceTokenizer:
 
     def _pieces(self) -> Pieces:
         texts = list(self.get_vocab(with_added_tokens=False))
-        return Pieces(texts, self._scores[: self._size], self._kinds, self._unknown)
+        scores = array("d", (-self._native.cost(token) for token in range(len(texts))))
+        return Pieces(texts, scores, self._kinds, self._unknown)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self._pieces(), *self._arguments, self.post_processor)
