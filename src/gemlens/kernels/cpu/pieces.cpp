@@ -8,9 +8,9 @@
 namespace gemlens {
 namespace {
 
-constexpr std::uint64_t BASE = 0x9E3779B97F4A7C15;    // of hashes; any large odd number would do
-constexpr std::string_view SPACE = "\xE2\x96\x81";    // how SentencePiece writes a space
-constexpr std::size_t MOST = std::size_t{1} << 29;    // bytes of a text: three times as many are counted in 32 bits
+constexpr std::uint64_t BASE = 0x9E3779B97F4A7C15;  // of hashes; any large odd number would do
+constexpr std::string_view SPACE = "\xE2\x96\x81";  // how SentencePiece writes a space
+constexpr std::size_t MOST = std::size_t{1} << 29;  // bytes of a text: three times as many are counted in 32 bits
 
 std::uint32_t mark_of(std::uint64_t hash) { return static_cast<std::uint32_t>(hash); }
 

@@ -1,6 +1,6 @@
 // A vocabulary of pieces, and the pieces of a text: of all neighbours that make a piece the best two are joined, again
 // and again, as SentencePiece's BPE does. Here are bytes, ids and ranks; processing/text/piece_tokenizer.py, which says
-// what pieces are for, needs them from here as it is loops over single characters that take the time.
+// what pieces are for, finds them here, not in Python, as it is loops over single characters that take the time.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,8 @@ public:
     double cost(std::int32_t id) const { return piece(id).cost; }  // the lower, the earlier it is made
     std::int32_t find(std::string_view text) const;  // -1: there is none
 
-    // Of a text in UTF-8 with plain spaces. Pieces to be found are taken where the first begins, of those the longest.
+    // Of a text in UTF-8 with plain spaces. Of pieces to be found the one is taken that begins first, of those the
+    // longest. `split`: special ones among these stay text.
     Encoded encode(std::string_view text, bool split, bool with_places) const;
 
 private:
@@ -57,8 +58,8 @@ private:
         std::uint8_t characters, roles;
     };
     struct Slot {
-        std::int32_t id = -1;  // free
-        std::uint32_t mark = 0;
+        std::int32_t id = -1;    // free
+        std::uint32_t mark = 0;  // of the hash, so that few pieces are looked at in vain
     };
     struct Symbol;
     struct Pair;
@@ -75,11 +76,11 @@ private:
 
     const std::string characters_;
     std::vector<Piece> pieces_;
-    std::vector<Slot> slots_;             // each piece in the first that is free from where its hash points
-    std::vector<std::uint64_t> powers_;   // of the base of hashes, up to the most bytes that a piece has
-    std::vector<std::int32_t> found_;     // ids of those to be found, by their bytes
-    std::int32_t bytes_[256];             // ids; -1: there is none
-    bool may_begin_[256] = {};            // whether a piece to be found begins with the byte
+    std::vector<Slot> slots_;            // each piece in the first that is free from where its hash points
+    std::vector<std::uint64_t> powers_;  // of the base of hashes, up to the most bytes that a piece has
+    std::vector<std::int32_t> found_;    // ids of those to be found, by their bytes
+    std::int32_t bytes_[256];            // ids; -1: there is none
+    bool may_begin_[256] = {};           // whether a piece to be found begins with the byte
     std::int32_t unknown_, distinct_ = 0;
 };
 
