@@ -22,6 +22,7 @@ from gemlens.checkpoints import gguf_header
 from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.errors import CheckpointError
 from gemlens.kernels.formats import FORMATS
+from gemlens.kernels.machine import Machine
 
 REAL = Path(__file__).parents[2] / "real" / "gemma-3-270m-q4_k_m.gguf"
 VALUES = {
@@ -38,6 +39,13 @@ VALUES = {
     GGUFValueType.INT64: -(2**63),
     GGUFValueType.FLOAT64: 0.1,
 }
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def walk_over_strings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds whoever walks over strings."""
+    if request.param == "plain":
+        monkeypatch.setattr(gguf_header, "machine", lambda: Machine("reference", 1, None))
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +395,7 @@ def test_a_mutated_header_is_read_right_or_refused(seed: int, base: tuple[bytes,
 
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is missing; make it with `make real`")
+@pytest.mark.parametrize("walk_over_strings", ["compiled"], indirect=True)
 def test_the_real_270m_reads_and_dequantises_as_in_the_gguf_package() -> None:
     file, reader = GGUFFile.open(REAL), gguf.GGUFReader(REAL)
     assert_agrees_with_the_gguf_package(file, reader)

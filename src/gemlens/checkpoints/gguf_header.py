@@ -18,6 +18,7 @@ from typing import Any
 
 from gemlens.errors import CheckpointError
 from gemlens.kernels.formats import BY_TYPE_ID, Format
+from gemlens.kernels.machine import machine
 
 Value = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
@@ -198,11 +199,13 @@ class _Header:
 
     def skip_strings(self, count: int, what: str) -> int:
         """Steps over strings, which must be there, and gives where they start."""
-        end, last, unpack, data = self.at, self.size - 8, _U64.unpack_from, self.data  # locals: this loop is hot
+        end, native = self.at, machine().native
+        if native is not None and (found := native.end_of_strings(self.data, end, count)) >= 0:
+            return self.skip(found - end, what)
         for _ in range(count):
-            if end > last:
+            if end > self.size - 8:
                 raise self.error(f"{what} has a string at byte {end}, but the file ends at {self.size}")
-            end += 8 + unpack(data, end)[0]
+            end += 8 + _U64.unpack_from(self.data, end)[0]
         return self.skip(end - self.at, what)
 
     def error(self, what: str, advice: str = _FETCH_AGAIN) -> CheckpointError:
@@ -230,7 +233,9 @@ class _Metadata(Mapping[str, Value]):
         entry = self._entries[key]
         values: list[Any]
         if entry.kind == _STRING:
-            values = list(self._strings(key, entry))
+            native = machine().native
+            found = None if native is None else native.strings(self._data, entry.start, entry.count)
+            values = list(self._strings(key, entry)) if found is None else found
         else:
             values = list(struct.unpack_from(f"<{entry.count}{_SCALARS[entry.kind]}", self._data, entry.start))
         return values if entry.is_array else values[0]

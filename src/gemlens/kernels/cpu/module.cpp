@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -194,6 +195,40 @@ auto encode(const Pieces& pieces, std::string_view text, bool split, bool with_p
     return std::make_pair(std::move(result.ids), std::move(result.places));
 }
 
+// Strings as GGUF files list them: a length in eight bytes, then the bytes. Each is called for each of `count` from byte
+// `at` on; where they end, or -1 where one ends behind the data or is refused.
+template <class Each>
+std::int64_t walk(const nb::object& data, std::int64_t at, std::int64_t count, Each each) {
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(data.ptr(), &buffer, PyBUF_SIMPLE) < 0) throw nb::python_error();
+    const auto* bytes = static_cast<const char*>(buffer.buf);
+    for (; count && at >= 0; --count) {
+        std::uint64_t length = 0;
+        const std::int64_t left = buffer.len - at - 8;
+        if (left >= 0) std::memcpy(&length, bytes + at, sizeof length);
+        const bool is_there = left >= 0 && length <= static_cast<std::uint64_t>(left);
+        at = is_there && each(bytes + at + 8, static_cast<Py_ssize_t>(length)) ? at + 8 + static_cast<std::int64_t>(length) : -1;
+    }
+    PyBuffer_Release(&buffer);
+    return at;
+}
+
+std::int64_t end_of_strings(const nb::object& data, std::int64_t at, std::int64_t count) {
+    return walk(data, at, count, [](const char*, Py_ssize_t) { return true; });
+}
+
+// None where one is not UTF-8.
+nb::object strings(const nb::object& data, std::int64_t at, std::int64_t count) {
+    nb::list found;
+    const std::int64_t end = walk(data, at, count, [&](const char* text, Py_ssize_t length) {
+        const nb::object decoded = nb::steal(PyUnicode_DecodeUTF8(text, length, nullptr));
+        if (decoded.is_valid()) found.append(decoded);
+        else PyErr_Clear();
+        return decoded.is_valid();
+    });
+    return end < 0 ? nb::none() : nb::object(found);
+}
+
 }  // namespace
 }  // namespace gemlens
 
@@ -239,6 +274,8 @@ NB_MODULE(_cpu, module) {
                 layer.finish(tokens, at<float>(mixed), at<float>(hidden), at<float>(result));
             },
             free);
+    module.def("end_of_strings", end_of_strings);
+    module.def("strings", strings);
     nb::class_<Pieces>(module, "Pieces")
         .def("__init__", make_pieces)
         .def("distinct", &Pieces::distinct)
