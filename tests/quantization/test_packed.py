@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from gemlens import InputError, can_pack, pack
-from gemlens.quantization.packed import PackedLinear
+from gemlens.models.configs.siglip import SiglipVisionConfig
+from gemlens.models.siglip import SiglipMLP
+from gemlens.models.swap import swap
+from gemlens.quantization.packed import PackedLinear, PackedPatchMlp, hasten
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not multiply bfloat16 by oneDNN"
@@ -61,3 +64,24 @@ def test_a_packed_model_is_not_compiled(tiny: ModuleType) -> None:
     pack(model)
     with pytest.raises(InputError, match="compile=True does not go with a packed model"):
         model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, compile=True)
+
+
+def test_gelu_of_a_packed_mlp_is_rounded_once() -> None:
+    torch.manual_seed(0)
+    mlp = SiglipMLP(SiglipVisionConfig(hidden_size=96, intermediate_size=176, hidden_act="gelu_pytorch_tanh"))
+    hidden, holder = torch.randn(2, 30, 96).bfloat16(), nn.Sequential(mlp.bfloat16().requires_grad_(False))
+    with torch.no_grad():
+        exact, apart = mlp.float()(hidden.float()), mlp.bfloat16()(hidden)
+        swap(holder, lambda _, module: PackedLinear(module.weight, module.bias) if type(module) is nn.Linear else None)
+        together = PackedPatchMlp(mlp)(hidden)
+    assert together.dtype is torch.bfloat16
+    assert float((together - exact).norm()) <= float((apart - exact).norm())
+    assert float((together - exact).norm()) <= 2**-7 * float(exact.norm())
+
+
+def test_only_gelu_with_tanh_is_computed_with_the_product(tiny: ModuleType) -> None:
+    model = tiny.fresh("paligemma").to(torch.bfloat16)
+    layers = model.model.vision_tower.vision_model.encoder.layers
+    layers[0].mlp.activation = nn.functional.relu
+    hasten(model)
+    assert [type(layer.mlp) for layer in layers] == [SiglipMLP, *[PackedPatchMlp] * (len(layers) - 1)]

@@ -32,7 +32,8 @@ class SiglipEmbeddings(nn.Module):
         """[I, C, height, width] -> [I, P, D]."""
         self._check(pixel_values, interpolate)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # [I, D, rows, columns]
-        return patches.flatten(2).transpose(1, 2) + self._places(*patches.shape[-2:])
+        # Put in order once, or every layer would be slower.
+        return patches.flatten(2).transpose(1, 2).contiguous() + self._places(*patches.shape[-2:])
 
     def _places(self, rows: int, columns: int) -> Tensor:
         """[P, D]; another grid than the trained one gets bicubic interpolation."""

@@ -82,10 +82,12 @@ class PatchAttention(nn.Module):
         if own.attend is not blocked or weights or (torch.is_grad_enabled() and hidden.requires_grad):
             return cast("tuple[Tensor, Tensor | None]", own(hidden, weights))
         query, key, value = (
-            product(hidden).unflatten(-1, (-1, own.head_dim)).float()  # [I, P, N, H]
+            product(hidden).unflatten(-1, (-1, own.head_dim))  # [I, P, N, H]
             for product in (own.q_proj, own.k_proj, own.v_proj)
         )
-        mixed = attend(query, key.transpose(1, 2), value.transpose(1, 2), None, own.scale)
+        if key.dtype is not torch.bfloat16:
+            key, value = key.float(), value.float()
+        mixed = attend(query.float(), key.transpose(1, 2), value.transpose(1, 2), None, own.scale)
         return own.out_proj(mixed.flatten(2).to(hidden.dtype)), None
 
 
