@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped]
 from typing import Any
@@ -42,11 +42,13 @@ class Kind:
         script: in workers/.
         settings: of `load`.
         python: runs it.
+        threads: that are asked for.
     """
 
     script: str
     settings: Mapping[str, Any]
     python: Path = PYTHON
+    threads: int = THREADS
 
 
 def gemlens(path: Path, **settings: Any) -> Kind:
@@ -72,7 +74,8 @@ class Worker:
 
     def __init__(self, kind: Kind) -> None:
         script = Path(__file__).with_name("workers") / kind.script
-        environment = {"OMP_NUM_THREADS": str(THREADS), "GEMLENS_THREADS": str(THREADS), "PATH": "/usr/bin:/bin"}
+        threads = str(kind.threads)
+        environment = {"OMP_NUM_THREADS": threads, "GEMLENS_THREADS": threads, "PATH": "/usr/bin:/bin"}
         self.settings = kind.settings
         self.process = subprocess.Popen(
             [kind.python, "-W", "ignore", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -193,6 +196,25 @@ def batches(text: Text) -> list[Claim]:
               {"gemlens": figures[name], "transformers bf16": theirs[name], "gemlens, 1 row": figures["1 rows"]}, True)
         for name in figures
     ]  # fmt: skip
+
+
+def threads(text: Text) -> list[Claim]:
+    """More threads than cores asked for, beside as many."""
+    kinds = {f"gemlens, {count} threads": replace(KINDS["gemlens"], threads=count) for count in (THREADS, 4 * THREADS)}
+    decode, prefill = ({name: [] for name in reversed(kinds)} for _ in "dp")
+    with workers(kinds) as running:
+        for worker in running.values():
+            worker.load()
+            worker.ask("run", rows=[text.prompt(64, 0)], new=4)
+        for number in range(ROUNDS):
+            for name, worker in running.items():
+                moments = worker.ask("run", rows=[text.prompt(PREFILL, number)], new=NEW)
+                decode[name].append(rate(moments))
+                prefill[name].append(PREFILL / moments[0])
+    return [
+        Claim(f"decode after {PREFILL} tokens, more threads than cores asked for", "tokens/s", decode, True),
+        Claim(f"prefill of {PREFILL} tokens, more threads than cores asked for", "tokens/s", prefill, True),
+    ]
 
 
 def large(text: Text) -> list[Claim]:
@@ -321,8 +343,8 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "large": large, "pictures": pictures, "encoders": encoders,
-    "beginnings": beginnings,
+    "answers": answers, "batches": batches, "threads": threads, "large": large, "pictures": pictures,
+    "encoders": encoders, "beginnings": beginnings,
 }  # fmt: skip
 
 

@@ -27,6 +27,9 @@ class Library(Protocol):
     def run(self, rows: list[list[int]], new: int) -> list[float]:
         """Continues rows of one length greedily, never ending early: time.perf_counter() at each token."""
 
+    def encode(self, pixels: int) -> float:
+        """Seconds that a picture encoder takes for a picture by chance."""
+
     def judge(self, ids: list[int]) -> tuple[list[float], list[int]]:
         """Of the second token and all after it: its negative log-likelihood, and which token was the likeliest."""
 

@@ -13,9 +13,12 @@ from typer.testing import Result
 
 import gemlens as library
 from gemlens.checkpoints import save
+from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.cli.checkpoint import Checkpoint
 from gemlens.cli.settings import Loading
+from gemlens.kernels.formats import Q8_0
 from gemlens.kernels.machine import machine
+from gemlens.kernels.reference import quantize
 from gemlens.quantization.blocks import BlockLinear
 
 Call = Callable[..., Result]
@@ -150,6 +153,20 @@ def test_a_gguf_file_is_written_read_again_and_answers(
     assert again.exit_code == 1
     assert "exists; name another file, or pass --force" in again.stderr
     assert gemlens("quantize", path, tmp_path / "again.gguf", "--type", "q8").exit_code == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_rounded_to_blocks_are_numbers_of_the_chosen_dtype(
+    gemlens: Call, checkpoint: Folder, tmp_path: Path, dtype: str
+) -> None:
+    folder, path = checkpoint("gemma3-text"), tmp_path / "small.gguf"
+    result = gemlens("quantize", folder, path, "--type", "q8", "--dtype", dtype, "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    exact = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    weight = exact.model.layers[0].mlp.down_proj.weight.detach()
+    wanted = {name: quantize(weight.to(getattr(torch, name)), Q8_0).flatten() for name in ("float32", "bfloat16")}
+    assert not wanted["float32"].equal(wanted["bfloat16"])
+    assert GGUFFile.open(path).raw("blk.0.ffn_down.weight").equal(wanted[dtype])
 
 
 def test_where_no_gguf_file_can_be_written_is_a_sentence(gemlens: Call, checkpoint: Folder, tmp_path: Path) -> None:
