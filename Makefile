@@ -48,6 +48,7 @@ bench: real  ## run the benchmarks, side by side with their peers
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/cpu_engine.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/leaks.py
 
 eval-tiny: setup  ## score the embedded model on 1,000 scenes that it never saw
 	$(BIN)/python recipes/gemlens-tiny/score.py
