@@ -44,15 +44,18 @@ def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: i
     before=st.integers(0, 300), heads=st.sampled_from([(1, 1), (4, 1), (8, 4), (3, 3)]),
     size=st.sampled_from([1, 8, 64, 72, 256]), window=st.sampled_from([None, 1, 20, 64, 500]),
     cap=st.sampled_from([None, 5.0]), seed=st.integers(0, 2**32 - 1), threads=st.integers(1, 4),
-    stored=st.sampled_from([torch.float32, torch.bfloat16]),
+    stored=st.sampled_from([torch.float32, torch.bfloat16]), by_token=st.booleans(),
 )  # fmt: skip
 def test_what_is_seen_is_what_the_specification_sees(
     kernels: str, kind: str, batch: int, steps: int, before: int, heads: tuple[int, int], size: int,
-    window: int | None, cap: float | None, seed: int, threads: int, stored: torch.dtype,
+    window: int | None, cap: float | None, seed: int, threads: int, stored: torch.dtype, by_token: bool,
 ) -> None:  # fmt: skip
+    """`by_token`: all heads of a key lie side by side, else all keys of a head."""
     length = before + steps
     query, *held = numbers(seed, batch, steps, length, heads, size)
     keys, values = (states.to(stored) for states in held)
+    if by_token:
+        keys, values = (states.transpose(1, 2).contiguous().transpose(1, 2) for states in (keys, values))
     view = view_of(kind, seed, batch, steps, length, window)
     wanted = reference.attend(query.double(), keys.double(), values.double(), view, size**-0.5, cap)
     with using(attention, kernels, threads):
@@ -74,16 +77,18 @@ def test_it_is_an_operator_whose_shape_is_known_beforehand(kind: str) -> None:
 @every_kernel
 @settings(max_examples=40, deadline=None)
 @given(
-    batch=st.integers(1, 2), steps=st.integers(1, 90), length=st.integers(1, 400),
+    batch=st.integers(1, 2), steps=st.integers(1, 90), length=st.integers(1, 400), by_token=st.booleans(),
     heads=st.sampled_from([(1, 1), (4, 1), (3, 3)]), size=st.sampled_from([1, 3, 16, 72, 80, 256]),
     seed=st.integers(0, 2**32 - 1), stored=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_in_eight_bits_it_is_about_the_same(
     kernels: str, batch: int, steps: int, length: int, heads: tuple[int, int], size: int, seed: int,
-    stored: torch.dtype,
+    stored: torch.dtype, by_token: bool,
 ) -> None:  # fmt: skip
     query, *held = numbers(seed, batch, steps, length, heads, size)
     keys, values = (states.to(stored) for states in held)
+    if by_token:
+        keys, values = (states.transpose(1, 2).contiguous().transpose(1, 2) for states in (keys, values))
     wanted = reference.attend(query.double(), keys.double(), values.double(), None, size**-0.5, None)
     with using(attention, kernels):
         got = attention.attend(query, keys, values, None, size**-0.5, coarse=True)

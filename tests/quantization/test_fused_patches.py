@@ -110,6 +110,7 @@ def test_what_all_keys_have_in_common_costs_no_bits(kernels: str) -> None:
     hidden = torch.randn(1, 200, 64)
     with using(kernels), torch.no_grad():
         layer = block_layer(64, 4, 80)
+        layer.layer_norm1.bias += 10 * torch.randn(64)
         layer.self_attn.k_proj.bias += 100 * torch.randn(64)
         wanted, said = layer(hidden, False)[0], FusedPatchLayer(layer)(hidden, False)[0]
     assert float((said - wanted).norm()) <= 0.005 * float(wanted.norm())

@@ -110,12 +110,12 @@ def _attend(
         view = View(Span(*numbers[:3]), Span(*numbers[3:]), window) if numbers else None  # type: ignore[arg-type]
         return reference.attend(query, keys, values, view, scale, cap)
     query = query.contiguous()
-    if keys.stride()[2:] != (size, 1) or values.stride() != keys.stride():
+    if keys.stride(3) != 1 or values.stride() != keys.stride():
         keys, values = keys.contiguous(), values.contiguous()
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
-                  keys.dtype is torch.bfloat16, keys.stride(0), keys.stride(1), addresses(numbers), reach(window),
-                  scale, cap or 0.0, coarse, mixed.data_ptr())  # fmt: skip
+                  keys.dtype is torch.bfloat16, *keys.stride()[:3], addresses(numbers), reach(window), scale,
+                  cap or 0.0, coarse, mixed.data_ptr())  # fmt: skip
     return mixed
 
 

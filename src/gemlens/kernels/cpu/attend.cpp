@@ -23,14 +23,14 @@ void attend_few(const Heads& at, const Memory& memory, const float* queries, flo
         for (std::int64_t number = first; number < last; ++number) {
             const std::int64_t group = number / pieces, piece = number % pieces;
             const std::int64_t token = group / kv_heads, head = group % kv_heads, row = token / memory.steps;
-            const std::int64_t from = piece * LOOK, place = row * memory.row + head * memory.head + from * size;
+            const std::int64_t from = piece * LOOK, place = row * memory.row + head * memory.head + from * memory.token;
             const std::int64_t length = std::min(LOOK, memory.length - from);
             bool seen[LOOK];
             if (memory.sight) attention().see(*memory.sight, row, token % memory.steps, from, length, seen);
             float* part = part_of(group, piece);
             const std::int64_t bytes = place * (memory.are_brains ? 2 : 4);
             kernels().look({queries + group * each * size, static_cast<const char*>(memory.keys) + bytes,
-                          static_cast<const char*>(memory.values) + bytes, memory.are_brains,
+                          static_cast<const char*>(memory.values) + bytes, memory.token, memory.are_brains,
                           memory.sight ? seen : nullptr, each, size, length, at.scale, at.cap, part, part + each * size,
                           part + each * (size + 1)});
         }
@@ -62,12 +62,12 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
     spread(pairs * steps, 1, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t pair = i / steps, from = i % steps * STEP;
-            const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * size;
+            const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * memory.token;
             const auto at_place = [&](const void* states) {
                 return static_cast<const char*>(states) + place * (memory.are_brains ? 2 : 4);
             };
-            by.pack(at_place(memory.keys), at_place(memory.values), memory.are_brains,
-                            std::min(STEP, memory.length - from), size, packed.get() + i * bytes);
+            by.pack(at_place(memory.keys), at_place(memory.values), memory.are_brains, std::min(STEP, memory.length - from), size,
+                    memory.token, packed.get() + i * bytes);
         }
     });
     // Later tokens see more: the longest parts come first, each alone, so that threads end together.

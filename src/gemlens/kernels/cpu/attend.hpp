@@ -13,12 +13,13 @@ struct Heads {
     float scale, cap;  // cap 0: none
 };
 
-// Keys and values of some rows, [rows, K, length, size], and who sees whom; no sight: all see all.
+// Keys and values of some rows, [rows, K, length, size] in whatever order but for the last, and who sees whom; no sight: all
+// see all.
 struct Memory {
     std::int64_t rows, steps, length;
     const void *keys, *values;
     bool are_brains;  // bfloat16; else float
-    std::int64_t row, head;  // from one to the next, in numbers
+    std::int64_t row, head, token;  // from one to the next, in numbers
     const Sight* sight;
     bool is_coarse = false;  // eight bits are enough where many attend, all see all and there is no cap
 };

@@ -22,7 +22,8 @@ struct Layout {
 struct Look {
     const float* queries;  // [count, size]
     const void *keys, *values;  // [length, size], float or bfloat16
-    bool are_brains;  // the latter
+    std::int64_t next;  // from key to key, in numbers, and so with values
+    bool are_brains;
     const bool* seen;  // [length], or null: all
     std::int64_t count, size, length;
     float scale, cap;  // cap 0: none
@@ -103,8 +104,9 @@ struct Mix {
 // Attention of many tokens, by numbers of some kind.
 struct Mixer {
     std::int64_t (*step_bytes)(std::int64_t size);  // of STEP keys and their values, packed
+    // from key to key it is `next` numbers, and so with values
     void (*pack)(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
-                 std::uint8_t* packed);
+                 std::int64_t next, std::uint8_t* packed);
     void (*mix)(const Mix& at);
 };
 

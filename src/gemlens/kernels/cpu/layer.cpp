@@ -74,7 +74,7 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
         }
     });
     attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, seen.length, seen.keys, seen.values, true, seen.row, seen.head, seen.sight}, queries.data(),
+           {rows, steps, seen.length, seen.keys, seen.values, true, seen.row, seen.head, size, seen.sight}, queries.data(),
            mixed.data());
     finish(tokens, mixed.data(), hidden, hidden);
 }

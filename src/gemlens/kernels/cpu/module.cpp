@@ -111,13 +111,13 @@ Sight sight_of(const std::vector<std::int64_t>& spans, std::int64_t window) {
 
 void attend_of(std::int64_t rows, std::int64_t steps, std::int64_t length, std::int64_t heads, std::int64_t kv_heads,
                std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, bool are_brains,
-               std::int64_t row, std::int64_t head, const std::vector<std::int64_t>& spans, std::int64_t window, float scale, float cap,
-               bool is_coarse, std::uintptr_t mixed) {
+               std::int64_t row, std::int64_t head, std::int64_t token, const std::vector<std::int64_t>& spans, std::int64_t window,
+               float scale, float cap, bool is_coarse, std::uintptr_t mixed) {
     const nb::gil_scoped_release released;
     const Sight sight = sight_of(spans, window);
     const Sight* who = spans.empty() ? nullptr : &sight;
     attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, length, at<void>(keys), at<void>(values), are_brains, row, head, who, is_coarse},
+           {rows, steps, length, at<void>(keys), at<void>(values), are_brains, row, head, token, who, is_coarse},
            at<float>(query), at<float>(mixed));
 }
 

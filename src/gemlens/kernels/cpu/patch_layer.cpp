@@ -16,27 +16,17 @@ void add(std::int64_t width, const float* part, const float* bias, const float* 
     for (std::int64_t i = 0; i < width; ++i) result[i] = hidden[i] + part[i] + bias[i];
 }
 
-// [tokens, N * size] -> [N, tokens, size], the next of N at `head` numbers from the last
-void part_heads(std::int64_t tokens, std::int64_t heads, std::int64_t size, const float* part, const float* bias,
-                std::int64_t head, float* parted) {
-    for (std::int64_t t = 0; t < tokens; ++t)
-        for (std::int64_t n = 0; n < heads; ++n)
-            for (std::int64_t i = 0; i < size; ++i)
-                parted[n * head + t * size + i] = part[(t * heads + n) * size + i] + bias[n * size + i];
-}
-
-// Takes from each head's keys [tokens, size] what they have in common: scores change by the same for all of them, so that
-// weights stay, and fewer bits are spent on it.
-void center(std::int64_t heads, std::int64_t tokens, std::int64_t size, float* keys) {
-    spread(heads, 1, [&](std::int64_t first, std::int64_t last) {
-        std::vector<float> mean(static_cast<std::size_t>(size));
-        for (float* own = keys + first * tokens * size; first < last; ++first, own += tokens * size) {
-            std::fill(mean.begin(), mean.end(), 0.0f);
+// Takes from keys [tokens, width] what they have in common: scores change by the same for all of them, so that weights
+// stay, and fewer bits are spent on it.
+void center(std::int64_t tokens, std::int64_t width, float* keys) {
+    spread(width, 64, [&](std::int64_t first, std::int64_t last) {
+        std::vector<float> mean(static_cast<std::size_t>(last - first));
+        const auto each = [&](auto use) {
             for (std::int64_t t = 0; t < tokens; ++t)
-                for (std::int64_t i = 0; i < size; ++i) mean[static_cast<std::size_t>(i)] += own[t * size + i] / static_cast<float>(tokens);
-            for (std::int64_t t = 0; t < tokens; ++t)
-                for (std::int64_t i = 0; i < size; ++i) own[t * size + i] -= mean[static_cast<std::size_t>(i)];
-        }
+                for (std::int64_t i = first; i < last; ++i) use(keys[t * width + i], mean[static_cast<std::size_t>(i - first)]);
+        };
+        each([&](float number, float& all) { all += number / static_cast<float>(tokens); });
+        each([](float& number, float all) { number -= all; });
     });
 }
 
@@ -48,29 +38,30 @@ void PatchLayer::normalize(const Norm& norm, const float* hidden, float* normed)
 
 void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const {
     const std::int64_t width = query.matrix.rows, size = width / heads, most = std::min(patches, STRETCH);
-    const Numbers queries(patches * width), keys(patches * width), values(patches * width), mixed(patches * width);
-    const Numbers normed(most * width), key_part(most * width), value_part(most * width);
+    const Numbers normed(most * width), queries(patches * width), keys(patches * width), values(patches * width),
+        mixed(patches * width);
     for (std::int64_t row = 0; row < rows; ++row) {
         const float* own = hidden + row * patches * width;
         for (std::int64_t begin = 0; begin < patches; begin += STRETCH) {
-            const std::int64_t count = std::min(STRETCH, patches - begin);
-            float* asked = queries.data() + begin * width;
-            multiply({{&query.matrix, asked}, {&key.matrix, key_part.data()}, {&value.matrix, value_part.data()}},
+            const std::int64_t count = std::min(STRETCH, patches - begin), from = begin * width;
+            multiply({{&query.matrix, queries.data() + from},
+                      {&key.matrix, keys.data() + from},
+                      {&value.matrix, values.data() + from}},
                      quantized(normed.data(), count, width, [&](std::int64_t t) {
-                         normalize(before_attention, own + (begin + t) * width, normed.data() + t * width);
+                         normalize(before_attention, own + from + t * width, normed.data() + t * width);
                      }));
             spread(count, 8, [&](std::int64_t first, std::int64_t last) {
-                for (std::int64_t t = first; t < last; ++t)
-                    for (std::int64_t i = 0; i < width; ++i) asked[t * width + i] += query.bias[i];
-                const std::int64_t from = first * width, place = (begin + first) * size, head = patches * size;
-                part_heads(last - first, heads, size, key_part.data() + from, key.bias, head, keys.data() + place);
-                part_heads(last - first, heads, size, value_part.data() + from, value.bias, head, values.data() + place);
+                for (std::int64_t at = from + first * width; at < from + last * width; at += width)
+                    for (std::int64_t i = 0; i < width; ++i) {  // what is added to all keys alike, `center` would take away
+                        queries.data()[at + i] += query.bias[i];
+                        values.data()[at + i] += value.bias[i];
+                    }
             });
         }
-        center(heads, patches, size, keys.data());
+        center(patches, width, keys.data());
         const float scale = 1.0f / std::sqrt(static_cast<float>(size));
         attend({heads, heads, size, scale, 0.0f},
-               {1, patches, patches, keys.data(), values.data(), false, patches * width, patches * size, nullptr,
+               {1, patches, patches, keys.data(), values.data(), false, patches * width, size, width, nullptr,
                 !query.matrix.has_numbers()},
                queries.data(), mixed.data());
         finish(patches, mixed.data(), own, result + row * patches * width);

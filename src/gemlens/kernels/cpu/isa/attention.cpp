@@ -85,7 +85,7 @@ constexpr std::int64_t LINE = DEPTH * sizeof(Number);  // bytes of a line that a
 std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
 std::int64_t values_bytes(std::int64_t size) { return STEP / DEPTH * (up_to(size, ROWS) / ROWS) * TILE; }
 
-void pack_step(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
+void pack_step(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size, std::int64_t next,
                std::uint8_t* packed) {
     const std::int64_t depths = up_to(size, DEPTH) / DEPTH, widths = up_to(size, ROWS) / ROWS;
     std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
@@ -97,9 +97,9 @@ void pack_step(const void* keys, const void* values, bool are_brains, std::int64
     for (std::int64_t t = 0; t < length; ++t) {
         const auto put = [&](const void* states, Number* numbers) {
             if (are_brains)
-                put_brains(static_cast<const std::uint16_t*>(states) + t * size, size, numbers);
+                put_brains(static_cast<const std::uint16_t*>(states) + t * next, size, numbers);
             else
-                put_numbers(static_cast<const float*>(states) + t * size, 1.0f, size, numbers);
+                put_numbers(static_cast<const float*>(states) + t * next, 1.0f, size, numbers);
         };
         put(keys, key.data());
         put(values, value.data());

@@ -19,7 +19,7 @@ inline namespace GEMLENS_ISA {
 namespace {
 
 constexpr int DEPTH = 4;  // numbers that are multiplied and added at once
-constexpr float STEPS = 127.0f, WEIGHTS = 255.0f;
+constexpr float STEPS = 127.0f, WEIGHTS = 255.0f, LOG2_WEIGHTS = 7.99435344f;
 constexpr int ZERO = 128;  // what is added to codes of keys, so that they have no sign
 
 // Where things lie in STEP packed keys and their values of `size` numbers.
@@ -47,41 +47,51 @@ float larger(float size, float number) {  // what is no number is larger than al
 
 float scale_of(const float* numbers, std::int64_t count) { return scale_of(std::accumulate(numbers, numbers + count, 0.0f, larger)); }
 
-// 0 for what is no number or infinite, whose scale is NaN.
-int code_of(float number, float scale) { return scale == scale ? static_cast<int>(std::nearbyint(number / scale)) : 0; }
+// 0 where the scale is NaN, and all codes shall be 0.
+float inverse_of(float scale) { return scale == scale ? 1.0f / scale : 0.0f; }
 
-void pack_some(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::uint8_t* packed) {
+int code_of(float number, float inverse) { return inverse > 0.0f ? static_cast<int>(std::nearbyint(number * inverse)) : 0; }
+
+void pack_some(const float* keys, const float* values, std::int64_t length, std::int64_t size, std::int64_t next,
+               std::uint8_t* packed) {
     const Packed at(size);
     std::memset(packed, 0, static_cast<std::size_t>(at.bytes()));
     auto* key_scales = reinterpret_cast<float*>(packed + at.key_scales());
     auto* value_scales = reinterpret_cast<float*>(packed + at.value_scales());
     bool are_finite = true;
-    for (std::int64_t t = 0; t < length; ++t, keys += size) {
-        const float scale = key_scales[t] = scale_of(keys, size);
+    for (std::int64_t t = 0; t < length; ++t, keys += next) {
+        const float scale = key_scales[t] = scale_of(keys, size), inverse = inverse_of(scale);
         are_finite &= scale == scale;
         std::uint8_t* own = packed + t / ROWS * at.depths * TILE + t % ROWS * DEPTH;
         for (std::int64_t i = 0; i < size; ++i)
-            own[i / DEPTH * TILE + i % DEPTH] = static_cast<std::uint8_t>(code_of(keys[i], scale) + ZERO);
-        for (std::int64_t i = 0; i < size; ++i) value_scales[i] = larger(value_scales[i], values[t * size + i]);
+            own[i / DEPTH * TILE + i % DEPTH] = static_cast<std::uint8_t>(code_of(keys[i], inverse) + ZERO);
+        for (std::int64_t i = 0; i < size; ++i) value_scales[i] = larger(value_scales[i], values[t * next + i]);
     }
     std::transform(value_scales, value_scales + size, value_scales, [](float largest) { return scale_of(largest); });
-    for (std::int64_t t = 0; t < length; ++t, values += size) {
+    thread_local std::vector<float> inverses;
+    inverses.resize(static_cast<std::size_t>(size));
+    std::transform(value_scales, value_scales + size, inverses.begin(), inverse_of);
+    for (std::int64_t t = 0; t < length; ++t, values += next) {
         auto* own = reinterpret_cast<std::int8_t*>(packed + at.values() + t / DEPTH * at.width * DEPTH + t % DEPTH);
-        for (std::int64_t i = 0; i < size; ++i) own[i * DEPTH] = static_cast<std::int8_t>(code_of(values[i], value_scales[i]));
+        for (std::int64_t i = 0; i < size; ++i)
+            own[i * DEPTH] = static_cast<std::int8_t>(code_of(values[i], inverses[static_cast<std::size_t>(i)]));
     }
     if (!are_finite) std::fill_n(value_scales, size, std::numeric_limits<float>::quiet_NaN());  // all lines see these keys
 }
 
-void pack(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size, std::uint8_t* packed) {
-    if (!are_brains) return pack_some(static_cast<const float*>(keys), static_cast<const float*>(values), length, size, packed);
+void pack(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size, std::int64_t next,
+          std::uint8_t* packed) {
+    if (!are_brains)
+        return pack_some(static_cast<const float*>(keys), static_cast<const float*>(values), length, size, next, packed);
     thread_local std::vector<float> numbers;
     numbers.resize(static_cast<std::size_t>(2 * length * size));
-    float* next = numbers.data();
-    for (const void* states : {keys, values}) {
-        const auto* brains = static_cast<const std::uint16_t*>(states);
-        next = std::transform(brains, brains + length * size, next, from_brain);
-    }
-    pack_some(numbers.data(), numbers.data() + length * size, length, size, packed);
+    float* wide = numbers.data();
+    for (const void* states : {keys, values})
+        for (std::int64_t t = 0; t < length; ++t) {
+            const auto* brains = static_cast<const std::uint16_t*>(states) + t * next;
+            wide = std::transform(brains, brains + size, wide, from_brain);
+        }
+    pack_some(numbers.data(), numbers.data() + length * size, length, size, size, packed);
 }
 
 __m512i four(const void* numbers) {
@@ -97,7 +107,7 @@ Sums add(Sums sums, __m512i without_sign, __m512i with_sign) {
 }
 __m512 real(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sums)); }
 
-// 2^x for x up to 0; less than 2^-30 counts as that.
+// 2^x for x up to 8; less than 2^-30 counts as that.
 __m512 power_of(__m512 x) {
     const __m512 shift = _mm512_set1_ps(12582912.0f), kept = _mm512_max_ps(_mm512_set1_ps(-30.0f), x);  // NaN stays
     const __m512 shifted = _mm512_add_ps(kept, shift), rest = _mm512_sub_ps(kept, _mm512_sub_ps(shifted, shift));
@@ -134,8 +144,9 @@ Query quantized(const float* numbers, std::int64_t size, float factor, std::int8
     own.resize(static_cast<std::size_t>(size));
     std::transform(numbers, numbers + size, own.begin(), [&](float number) { return factor * number; });
     Query found{codes, scale_of(own.data(), size), 0};
+    const float inverse = inverse_of(found.scale);
     for (std::int64_t i = 0; i < size; ++i) {
-        codes[i] = static_cast<std::int8_t>(code_of(own[static_cast<std::size_t>(i)], found.scale));
+        codes[i] = static_cast<std::int8_t>(code_of(own[static_cast<std::size_t>(i)], inverse));
         found.less -= ZERO * codes[i];
     }
     return found;
@@ -161,11 +172,11 @@ void weigh(int lines, const Query* queries, float* scores, int count, Line* know
         _mm512_storeu_ps(powers + line, _mm512_mul_ps(power_of(_mm512_loadu_ps(powers + line)), _mm512_set1_ps(1.0f / WEIGHTS)));
     for (int line = 0; line < lines; ++line) {
         factors[line] = powers[line];
-        const __m512 scale = _mm512_set1_ps(queries[line].scale), zero = _mm512_set1_ps(largest[line]);
+        const __m512 scale = _mm512_set1_ps(queries[line].scale), zero = _mm512_set1_ps(largest[line] - LOG2_WEIGHTS);
         __m512i sum = _mm512_setzero_si512();
         for (int j = 0; j < STEP; j += ROWS) {
-            const __m512 power = power_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + line * STEP + j), scale, zero));
-            const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(power, _mm512_set1_ps(WEIGHTS)));
+            const __m512 score = _mm512_loadu_ps(scores + line * STEP + j);
+            const __m512i codes = _mm512_cvtps_epi32(power_of(_mm512_fmsub_ps(score, scale, zero)));
             sum = _mm512_add_epi32(sum, codes);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + line * STEP + j), _mm512_cvtepi32_epi8(codes));
         }

@@ -37,17 +37,17 @@ void scores_of(const float* queries, const Stored* key, std::int64_t size, float
     }
 }
 
-// COUNT sums over keys of weights [COUNT, stride] times values [length, size], WIDE times 16 columns of them.
+// COUNT sums over keys of weights [COUNT, stride] times values, WIDE times 16 columns of them; the next is `next` further.
 template <int COUNT, int WIDE, class Stored>
-void mix_columns(const float* weights, std::int64_t stride, const Stored* values, std::int64_t length, std::int64_t size,
-                 float* mixed) {
+void mix_columns(const float* weights, std::int64_t stride, const Stored* values, std::int64_t length, std::int64_t next,
+                 std::int64_t size, float* mixed) {
     Simd::Floats sums[COUNT][WIDE];
     for (auto& row : sums)
         for (auto& sum : row) sum = Simd::zero();
     for (std::int64_t t = 0; t < length; ++t)
 #pragma GCC unroll 4
         for (int c = 0; c < WIDE; ++c) {
-            const auto part = load(values + t * size + c * ROWS);
+            const auto part = load(values + t * next + c * ROWS);
 #pragma GCC unroll 4
             for (int q = 0; q < COUNT; ++q)
                 sums[q][c] = Simd::multiply_add(Simd::all(weights[q * stride + t]), part, sums[q][c]);
@@ -62,7 +62,7 @@ void look_of(const Look& at, std::int64_t first) {
     const Stored *keys = static_cast<const Stored*>(at.keys), *values = static_cast<const Stored*>(at.values);
     float scores[COUNT][LOOK];
     for (std::int64_t t = 0; t < at.length; ++t)
-        scores_of<COUNT>(queries, keys + t * at.size, at.size, &scores[0][t], LOOK);
+        scores_of<COUNT>(queries, keys + t * at.next, at.size, &scores[0][t], LOOK);
     for (int q = 0; q < COUNT; ++q) {
         float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
         for (std::int64_t t = 0; t < at.length; ++t) {
@@ -84,13 +84,13 @@ void look_of(const Look& at, std::int64_t first) {
     float* mixed = at.mixed + first * at.size;
     std::int64_t i = 0;
     for (; i + WIDE * ROWS <= at.size; i += WIDE * ROWS)
-        mix_columns<COUNT, WIDE>(scores[0], LOOK, values + i, at.length, at.size, mixed + i);
+        mix_columns<COUNT, WIDE>(scores[0], LOOK, values + i, at.length, at.next, at.size, mixed + i);
     for (; i + ROWS <= at.size; i += ROWS)
-        mix_columns<COUNT, 1>(scores[0], LOOK, values + i, at.length, at.size, mixed + i);
+        mix_columns<COUNT, 1>(scores[0], LOOK, values + i, at.length, at.next, at.size, mixed + i);
     for (; i < at.size; ++i)
         for (int q = 0; q < COUNT; ++q) {
             float sum = 0.0f;
-            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * number(values[t * at.size + i]);
+            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * number(values[t * at.next + i]);
             mixed[q * at.size + i] = sum;
         }
 }
