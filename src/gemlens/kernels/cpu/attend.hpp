@@ -24,7 +24,7 @@ struct Memory {
     bool is_coarse = false;  // eight bits are enough where many attend, all see all and there is no cap
 };
 
-// queries [rows, steps, N, size] -> mixed, of the same shape
+// queries [rows, steps, N, size] -> mixed, of the same shape; it may take their place
 void attend(const Heads& heads, const Memory& memory, const float* queries, float* mixed);
 
 }  // namespace gemlens

@@ -38,8 +38,7 @@ void PatchLayer::normalize(const Norm& norm, const float* hidden, float* normed)
 
 void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const {
     const std::int64_t width = query.matrix.rows, size = width / heads, most = std::min(patches, STRETCH);
-    const Numbers normed(most * width), queries(patches * width), keys(patches * width), values(patches * width),
-        mixed(patches * width);
+    const Numbers normed(most * width), queries(patches * width), keys(patches * width), values(patches * width);
     for (std::int64_t row = 0; row < rows; ++row) {
         const float* own = hidden + row * patches * width;
         for (std::int64_t begin = 0; begin < patches; begin += STRETCH) {
@@ -63,8 +62,8 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
         attend({heads, heads, size, scale, 0.0f},
                {1, patches, patches, keys.data(), values.data(), false, patches * width, size, width, nullptr,
                 !query.matrix.has_numbers()},
-               queries.data(), mixed.data());
-        finish(patches, mixed.data(), own, result + row * patches * width);
+               queries.data(), queries.data());
+        finish(patches, queries.data(), own, result + row * patches * width);
     }
 }
 
