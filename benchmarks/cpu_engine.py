@@ -198,19 +198,28 @@ def batches(text: Text) -> list[Claim]:
     ]  # fmt: skip
 
 
-def threads(text: Text) -> list[Claim]:
-    """More threads than cores asked for, beside as many."""
-    kinds = {f"gemlens, {count} threads": replace(KINDS["gemlens"], threads=count) for count in (THREADS, 4 * THREADS)}
-    decode, prefill = ({name: [] for name in reversed(kinds)} for _ in "dp")
+def in_turns(
+    kinds: Mapping[str, Kind], text: Text, length: int, decode: dict[str, list[float]], prefill: dict[str, list[float]]
+) -> Iterator[int]:
+    """Rounds, each after all kinds were asked; their tokens per second are added to `decode` and `prefill`."""
     with workers(kinds) as running:
         for worker in running.values():
             worker.load()
             worker.ask("run", rows=[text.prompt(64, 0)], new=4)
         for number in range(ROUNDS):
             for name, worker in running.items():
-                moments = worker.ask("run", rows=[text.prompt(PREFILL, number)], new=NEW)
+                moments = worker.ask("run", rows=[text.prompt(length, number)], new=NEW)
                 decode[name].append(rate(moments))
-                prefill[name].append(PREFILL / moments[0])
+                prefill[name].append(length / moments[0])
+            yield number
+
+
+def threads(text: Text) -> list[Claim]:
+    """More threads than cores asked for, beside as many."""
+    kinds = {f"gemlens, {count} threads": replace(KINDS["gemlens"], threads=count) for count in (THREADS, 4 * THREADS)}
+    decode, prefill = ({name: [] for name in reversed(kinds)} for _ in "dp")
+    for _ in in_turns(kinds, text, PREFILL, decode, prefill):
+        pass
     return [
         Claim(f"decode after {PREFILL} tokens, more threads than cores asked for", "tokens/s", decode, True),
         Claim(f"prefill of {PREFILL} tokens, more threads than cores asked for", "tokens/s", prefill, True),
@@ -225,16 +234,8 @@ def large(text: Text) -> list[Claim]:
         kinds = {"gemlens": gemlens(path), "llama.cpp": llama(path)}
         decode: dict[str, list[float]] = {name: [] for name in [*kinds, "reading all weights"]}
         prefill: dict[str, list[float]] = {name: [] for name in kinds}
-        with workers(kinds) as running:
-            for worker in running.values():
-                worker.load()
-                worker.ask("run", rows=[text.prompt(64, 0)], new=4)
-            for number in range(ROUNDS):
-                for name, worker in running.items():
-                    moments = worker.ask("run", rows=[text.prompt(128, number)], new=NEW)
-                    decode[name].append(rate(moments))
-                    prefill[name].append(128 / moments[0])
-                decode["reading all weights"].append(bandwidth() / path.stat().st_size)
+        for _ in in_turns(kinds, text, 128, decode, prefill):
+            decode["reading all weights"].append(bandwidth() / path.stat().st_size)
         claims.append(Claim(f"{shape} in Q4_0, decode after 128 tokens", "tokens/s", decode, True))
         claims.append(Claim(f"{shape} in Q4_0, prefill of 128 tokens", "tokens/s", prefill, True))
     return claims

@@ -76,18 +76,16 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
         const std::int64_t first = part * most;
         const std::int64_t place = ((row * memory.steps + first) * at.heads + pair % kv_heads * each) * size;
         by.mix({queries + place, at.heads * size, std::min(most, memory.steps - first), each, size,
-                        packed.get() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap,
-                        mixed + place});
+                packed.get() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap, mixed + place});
     });
 }
 
 }  // namespace
 
 void attend(const Heads& heads, const Memory& memory, const float* queries, float* mixed) {
-    if (memory.steps < MANY)
-        attend_few(heads, memory, queries, mixed);
-    else
-        attend_many(memory.is_coarse && !memory.sight && heads.cap == 0.0f ? coarse_mixer() : attention().mixer, heads, memory, queries, mixed);
+    if (memory.steps < MANY) return attend_few(heads, memory, queries, mixed);
+    const bool is_coarse = memory.is_coarse && !memory.sight && heads.cap == 0.0f;
+    attend_many(is_coarse ? coarse_mixer() : attention().mixer, heads, memory, queries, mixed);
 }
 
 }  // namespace gemlens

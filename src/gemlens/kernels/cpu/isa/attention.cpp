@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "../kernels.hpp"
@@ -30,21 +29,14 @@ void put_numbers(const float* values, float factor, std::int64_t count, Number* 
     for (; i < count; ++i) numbers[i] = to_brain(factor * values[i]);
 }
 void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) { std::copy_n(brains, count, numbers); }
-// Weights of scores, 2^(score - most), and what they add to 16 totals. Both are as good as numbers of bfloat16 need it:
-// 2^x is a polynomial of degree 3 for what is left of x after its nearest whole number, which is added to the exponent.
+// Weights of scores, 2^(score - most), and what they add to 16 totals. Both are as good as numbers of bfloat16 need it.
 void put_weights(float* scores, int count, float most, float* totals, Number* weights) {
-    const __m512 shift = _mm512_set1_ps(12582912.0f), zero = _mm512_set1_ps(most);  // shift + x is to the nearest whole
     __m512 total = _mm512_loadu_ps(totals);
     for (int j = 0; j < count; j += ROWS) {
-        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), zero);
-        const __m512 shifted = _mm512_add_ps(x, shift), rest = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
-        __m512 power = _mm512_set1_ps(5.5171630e-2f);
-        for (const float factor : {2.4261114e-1f, 6.9326100e-1f, 9.9992807e-1f})
-            power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(factor));
-        const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(most));
         // Nothing is left of less than 2^-126; what is no number stays none, as bfloat16 has no ninth bit from below.
         const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);
-        power = _mm512_castsi512_ps(_mm512_maskz_add_epi32(counts, _mm512_castps_si512(power), exponent));
+        const __m512 power = _mm512_maskz_mov_ps(counts, power_of(x));
         total = _mm512_add_ps(total, power);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(power)));
     }
@@ -184,10 +176,9 @@ void mix(const Mix& at) {
     std::vector<Line> known(static_cast<std::size_t>(lines));
     std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
     std::vector<Keys> sees(static_cast<std::size_t>(at.tokens));
-    const auto query_of = [&](int line) { return line / at.each * at.next_token + line % at.each * size; };
     const float cap = LOG2_E * at.cap, scale = LOG2_E * at.scale;
     for (int line = 0; line < lines; ++line)
-        put_numbers(at.queries + query_of(line), scale, size, queries.data() + line * depths * DEPTH);
+        put_numbers(at.queries + place_of(at, line), scale, size, queries.data() + line * depths * DEPTH);
     for (std::int64_t from = 0; from < at.length; from += STEP) {
         const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
         const bool is_whole = !at.sight && count == STEP;
@@ -218,11 +209,7 @@ void mix(const Mix& at) {
                             columns * ROWS / DEPTH, own, width);
         }
     }
-    for (int line = 0; line < lines; ++line) {
-        const float *totals = known[static_cast<std::size_t>(line)].totals, total = std::accumulate(totals, totals + ROWS, 0.0f);
-        for (std::int64_t i = 0; i < size; ++i)
-            at.mixed[query_of(line) + i] = mixed[static_cast<std::size_t>(line * width + i)] / total;
-    }
+    put_mixed(at, known, mixed.data(), width);
 }
 
 std::int64_t step_bytes(std::int64_t size) { return keys_bytes(size) + values_bytes(size); }

@@ -107,31 +107,8 @@ Sums add(Sums sums, __m512i without_sign, __m512i with_sign) {
 }
 __m512 real(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sums)); }
 
-// 2^x for x up to 8; less than 2^-30 counts as that.
-__m512 power_of(__m512 x) {
-    const __m512 shift = _mm512_set1_ps(12582912.0f), kept = _mm512_max_ps(_mm512_set1_ps(-30.0f), x);  // NaN stays
-    const __m512 shifted = _mm512_add_ps(kept, shift), rest = _mm512_sub_ps(kept, _mm512_sub_ps(shifted, shift));
-    __m512 power = _mm512_set1_ps(5.5171630e-2f);
-    for (const float factor : {2.4261114e-1f, 6.9326100e-1f, 9.9992807e-1f})
-        power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(factor));
-    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(power), exponent));
-}
-
-// Scores of a line with STEP keys -> weights; `scale` makes powers of 2 of scores, and the totals grow by `factor` times
-// the sum of weights.
-void weigh(const float* scores, float scale, float largest, float factor, float* totals, std::uint8_t* weights) {
-    const __m512 each = _mm512_set1_ps(scale), zero = _mm512_set1_ps(scale * largest);
-    __m512i sum = _mm512_setzero_si512();
-    for (int j = 0; j < STEP; j += ROWS) {
-        const __m512 power = power_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), each, zero));
-        const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(power, _mm512_set1_ps(WEIGHTS)));
-        sum = _mm512_add_epi32(sum, codes);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + j), _mm512_cvtepi32_epi8(codes));
-    }
-    const __m512 total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(factor), _mm512_loadu_ps(totals));
-    _mm512_storeu_ps(totals, total);
-}
+// 2^x, as 2^-30 where it is less; what is no number stays none.
+__m512 weight_of(__m512 x) { return power_of(_mm512_max_ps(_mm512_set1_ps(-30.0f), x)); }
 
 struct Query {
     const std::int8_t* codes;
@@ -169,14 +146,14 @@ void weigh(int lines, const Query* queries, float* scores, int count, Line* know
         powers[line] = largest[line] - known[line].most;
     }
     for (int line = 0; line < SOME; line += ROWS)
-        _mm512_storeu_ps(powers + line, _mm512_mul_ps(power_of(_mm512_loadu_ps(powers + line)), _mm512_set1_ps(1.0f / WEIGHTS)));
+        _mm512_storeu_ps(powers + line, _mm512_mul_ps(weight_of(_mm512_loadu_ps(powers + line)), _mm512_set1_ps(1.0f / WEIGHTS)));
     for (int line = 0; line < lines; ++line) {
         factors[line] = powers[line];
         const __m512 scale = _mm512_set1_ps(queries[line].scale), zero = _mm512_set1_ps(largest[line] - LOG2_WEIGHTS);
         __m512i sum = _mm512_setzero_si512();
         for (int j = 0; j < STEP; j += ROWS) {
             const __m512 score = _mm512_loadu_ps(scores + line * STEP + j);
-            const __m512i codes = _mm512_cvtps_epi32(power_of(_mm512_fmsub_ps(score, scale, zero)));
+            const __m512i codes = _mm512_cvtps_epi32(weight_of(_mm512_fmsub_ps(score, scale, zero)));
             sum = _mm512_add_epi32(sum, codes);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + line * STEP + j), _mm512_cvtepi32_epi8(codes));
         }
@@ -194,9 +171,8 @@ void mix(const Mix& at) {
     std::vector<float> mixed(static_cast<std::size_t>(lines * width));
     std::vector<Line> known(static_cast<std::size_t>(lines));
     std::vector<Query> queries;
-    const auto query_of = [&](int line) { return line / at.each * at.next_token + line % at.each * at.size; };
     for (int line = 0; line < lines; ++line)
-        queries.push_back(quantized(at.queries + query_of(line), at.size, LOG2_E * at.scale, codes.data() + line * depths * DEPTH));
+        queries.push_back(quantized(at.queries + place_of(at, line), at.size, LOG2_E * at.scale, codes.data() + line * depths * DEPTH));
     float scores[SOME * STEP], factors[SOME];
     std::uint8_t weights[SOME * STEP];
     for (std::int64_t from = 0; from < at.length; from += STEP) {
@@ -228,10 +204,7 @@ void mix(const Mix& at) {
                 });
         }
     }
-    for (int line = 0; line < lines; ++line) {
-        const float *totals = known[static_cast<std::size_t>(line)].totals, total = std::accumulate(totals, totals + ROWS, 0.0f);
-        for (std::int64_t i = 0; i < at.size; ++i) at.mixed[query_of(line) + i] = mixed[static_cast<std::size_t>(line * width + i)] / total;
-    }
+    put_mixed(at, known, mixed.data(), width);
 }
 
 }  // namespace

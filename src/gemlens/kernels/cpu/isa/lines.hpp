@@ -3,8 +3,11 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
+#include <vector>
 
+#include "../kernels.hpp"
 #include "simd.hpp"
 
 namespace gemlens {
@@ -32,6 +35,33 @@ struct Line {
         most = largest;
     }
 };
+
+// Where the query of a line is, and what is made of it.
+inline std::int64_t place_of(const Mix& at, int line) { return line / at.each * at.next_token + line % at.each * at.size; }
+
+// mixed [lines, width], sums of values times weights -> what the queries see.
+inline void put_mixed(const Mix& at, const std::vector<Line>& known, const float* mixed, std::int64_t width) {
+    for (const Line& line : known) {
+        const float total = std::accumulate(line.totals, line.totals + ROWS, 0.0f);
+        float* to = at.mixed + place_of(at, static_cast<int>(&line - known.data()));
+        for (std::int64_t i = 0; i < at.size; ++i) to[i] = mixed[i] / total;
+        mixed += width;
+    }
+}
+
+#if defined(GEMLENS_AVX512)
+// 2^x for x from -126 to 127, to 1e-4 of it: a polynomial of degree 3 for what is left of x after its nearest whole number,
+// which is added to the exponent.
+inline __m512 power_of(__m512 x) {
+    const __m512 shift = _mm512_set1_ps(12582912.0f);  // shift + x is to the nearest whole
+    const __m512 shifted = _mm512_add_ps(x, shift), rest = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
+    __m512 power = _mm512_set1_ps(5.5171630e-2f);
+    for (const float factor : {2.4261114e-1f, 6.9326100e-1f, 9.9992807e-1f})
+        power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(factor));
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(power), exponent));
+}
+#endif
 
 // Bytes of numbers: those that are multiplied at once lie side by side, then come those of the next depth.
 struct Lines {
