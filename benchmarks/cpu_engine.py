@@ -226,6 +226,18 @@ def threads(text: Text) -> list[Claim]:
     ]
 
 
+def caches(text: Text) -> list[Claim]:
+    """Keys and values in eight bits, beside bfloat16."""
+    kinds = {"gemlens, eight bits": gemlens(REAL, cache="quantized"), "gemlens, bfloat16": KINDS["gemlens"]}
+    decode, prefill = ({name: [] for name in kinds} for _ in "dp")
+    for _ in in_turns(kinds, text, LENGTHS[-1], decode, prefill):
+        pass
+    return [
+        Claim(f"decode after {LENGTHS[-1]} tokens, by what keys and values are kept in", "tokens/s", decode, True),
+        Claim(f"prefill of {LENGTHS[-1]} tokens, by what keys and values are kept in", "tokens/s", prefill, True),
+    ]
+
+
 def large(text: Text) -> list[Claim]:
     """Larger shapes, with numbers by chance."""
     claims = []
@@ -344,7 +356,7 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "threads": threads, "large": large, "pictures": pictures,
+    "answers": answers, "batches": batches, "threads": threads, "caches": caches, "large": large, "pictures": pictures,
     "encoders": encoders, "beginnings": beginnings,
 }  # fmt: skip
 

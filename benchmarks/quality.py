@@ -22,7 +22,7 @@ from peers import REAL
 from report import FOLDER, commit, machine
 from torch import Tensor
 
-from gemlens import AutoModelForCausalLM, AutoTokenizer
+from gemlens import AutoModelForCausalLM, AutoTokenizer, QuantizedCache
 from gemlens.checkpoints.gguf_export import export_gguf
 from gemlens.kernels.reference import eight_bits
 from gemlens.kernels.tiles import Tiles, largest
@@ -105,7 +105,9 @@ def main() -> None:
     text = Text.read()
     rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
     stored, exact = load(quantize="stored"), load(dtype=torch.float32)
-    told: dict[str, list[tuple[list[float], list[int]]]] = {"exact float32": [], "gemlens": [], "llama.cpp": []}
+    told: dict[str, list[tuple[list[float], list[int]]]] = {
+        "exact float32": [], "gemlens": [], "gemlens, keys and values in eight bits": [], "llama.cpp": [],
+    }  # fmt: skip
     wrong = 0
     kinds = {"llama.cpp": llama(REAL, n_ctx=LENGTH, logits_all=True)}
     with torch.inference_mode(), workers(kinds) as running:
@@ -116,6 +118,8 @@ def main() -> None:
             hidden = stored.model(ids[None]).last_hidden_state
             logits = stored.lm_head(hidden)[0]
             told["gemlens"].append(judged(logits, ids))
+            cached = stored(ids[None], past_key_values=QuantizedCache(stored.config)).logits[0]
+            told["gemlens, keys and values in eight bits"].append(judged(cached, ids))
             wrong += 0 if is_quick else differing(stored.lm_head, hidden[0], logits)
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
             print(f"row {number + 1} of {ROWS}", flush=True)

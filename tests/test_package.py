@@ -120,7 +120,7 @@ MODELS = {"models", "models.configs"}
 MAY_KNOW = {
     "errors": set[str](),
     "spans": {"errors"},
-    "caches": {"errors", "spans"},
+    "caches": {"errors", "spans", "kernels"},
     "kernels": {"errors", "spans"},
     "models.configs": {"errors"},
     "models": {"errors", "spans", "caches", "models.configs"},

@@ -17,8 +17,10 @@ class Gemlens(TorchLibrary):
 
     tokenizer: Any = None
 
-    def load(self, path: str, kind: str = "text", tokenizer: bool = True, **settings: Any) -> None:
-        """See protocol.Library."""
+    def load(
+        self, path: str, kind: str = "text", tokenizer: bool = True, cache: str | None = None, **settings: Any
+    ) -> None:
+        """See protocol.Library; `cache`: an implementation."""
         self.model = self.tokenizer = None
         if kind in FOLDERS:
             self.model = FOLDERS[kind].from_pretrained(path, **settings)
@@ -26,6 +28,7 @@ class Gemlens(TorchLibrary):
             return
         file: dict[str, Any] = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
         self.model = AutoModelForCausalLM.from_pretrained(**file, **settings)
+        self.model.generation_config.cache_implementation = cache
         if tokenizer:
             self.tokenizer = AutoTokenizer.from_pretrained(**file)
 

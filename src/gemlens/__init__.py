@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gemlens.caches.dynamic import DynamicCache as DynamicCache
     from gemlens.caches.offloaded import OffloadedCache as OffloadedCache
     from gemlens.caches.offloaded import OffloadedStaticCache as OffloadedStaticCache
+    from gemlens.caches.quantized import QuantizedCache as QuantizedCache
     from gemlens.caches.static import StaticCache as StaticCache
     from gemlens.errors import CheckpointError as CheckpointError
     from gemlens.errors import ConfigError as ConfigError
@@ -92,6 +93,7 @@ _HOMES = {
     "caches.cache": ("Cache",),
     "caches.dynamic": ("DynamicCache",),
     "caches.offloaded": ("OffloadedCache", "OffloadedStaticCache"),
+    "caches.quantized": ("QuantizedCache",),
     "caches.static": ("StaticCache",),
     "errors": ("CheckpointError", "ConfigError", "GemlensError", "InputError", "PictureError"),
     "generation.config": ("GenerationConfig",),

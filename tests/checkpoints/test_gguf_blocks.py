@@ -15,7 +15,7 @@ from gemlens.errors import InputError
 from gemlens.kernels import tiles
 from gemlens.kernels.formats import Q8_0
 from gemlens.kernels.machine import machine
-from gemlens.kernels.reference import eight_bits, quantize
+from gemlens.kernels.reference import eight_bits, from_bytes, in_bytes, quantize
 from gemlens.models.decoder import Layers
 from gemlens.quantization import blocks
 from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
@@ -130,8 +130,9 @@ def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) 
 
 
 @pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
+@pytest.mark.parametrize("kind", [gemlens.DynamicCache, gemlens.QuantizedCache])
 def test_all_layers_at_once_give_what_each_alone_gives(
-    tiny: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: ModuleType, file: Path, kind: type[gemlens.DynamicCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With padding, beyond the window, one token or several at once; in whatever the cache was begun."""
     model = load(file, quantize="stored")
@@ -141,7 +142,7 @@ def test_all_layers_at_once_give_what_each_alone_gives(
 
     def read() -> torch.Tensor:
         with torch.no_grad():
-            said = model(ids[:, :6], attention_mask=mask[:, :6])
+            said = model(ids[:, :6], attention_mask=mask[:, :6], past_key_values=kind(model.config))
         cache, parts = said.past_key_values, [said.logits]
         for start, stop in pairwise([6, 7, 9, 20, *range(21, 41)]):
             with torch.inference_mode() if start % 2 else torch.no_grad():
@@ -153,6 +154,20 @@ def test_all_layers_at_once_give_what_each_alone_gives(
     monkeypatch.setattr(FusedLayers, "forward", lambda *given: calls.append(given) or Layers.forward(*given))
     assert torch.equal(read(), at_once)
     assert calls
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_a_quantized_cache_holds_rounded_what_a_dynamic_one_would(tiny: ModuleType, file: Path, steps: int) -> None:
+    """Of the first layer, whose keys do not yet depend on what was rounded before; few tokens and many."""
+    model, ids = load(file, quantize="stored"), tiny.words(2, 30)
+    held = []
+    for cache in (gemlens.QuantizedCache(model.config), gemlens.OffloadedCache(model.config)):  # this has float32
+        with torch.no_grad():
+            for start, stop in pairwise([0, *range(10, 31, steps)]):
+                model(ids[:, start:stop], past_key_values=cache)
+        held.append(cache)
+    for kept, exact in zip(held[0][0], held[1][0], strict=True):
+        assert torch.equal(kept, from_bytes(in_bytes(exact)))
 
 
 @pytest.mark.parametrize(("length", "kept"), [(9, 1), (9, 4), (40, 1), (40, 30)])

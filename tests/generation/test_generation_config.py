@@ -39,7 +39,7 @@ BAD: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1.0], "no_repeat_ngram_size": [-1, 1.5], "bad_words_ids": [[3], [[]], [[-1]], 3],
     "suppress_tokens": [3, [-1], ["a"], [1.5]], "begin_suppress_tokens": [3, [-1]], "forced_bos_token_id": [-1, [3]],
     "forced_eos_token_id": [-1, [-1], "1"], "renormalize_logits": [1], "use_cache": [1, None],
-    "cache_implementation": ["fast", "quantized", 5, ["static"]], "prefill_chunk_size": [0, 1.5],
+    "cache_implementation": ["fast", "sliding_window", 5, ["static"]], "prefill_chunk_size": [0, 1.5],
     "prompt_lookup_num_tokens": [0, True], "max_matching_ngram_size": [0], "num_assistant_tokens": [0, 2.5],
     "num_assistant_tokens_schedule": ["heuristic_transient", None], "assistant_confidence_threshold": [-0.1, 1.1],
     "pad_token_id": [-1, [0], 1.0], "bos_token_id": [-1, "2"], "eos_token_id": [-1, [1, -1], 1.5],

@@ -5,6 +5,7 @@ import torch
 from every_kernel import KERNELS, NATIVE, every_kernel, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.kernels import attention, reference
@@ -19,6 +20,16 @@ def numbers(seed: int, batch: int, steps: int, length: int, heads: tuple[int, in
     query = torch.randn(batch, steps, heads[0], size, generator=chance)
     held = torch.randn(2, batch, heads[1], length + 5, size, generator=chance)[..., 2 : length + 2, :]
     return query, *held
+
+
+def kept(held: list[Tensor], dtype: torch.dtype, by_token: bool) -> list[Tensor]:
+    """Keys and values as caches hold them: all heads of a token lie side by side, or all tokens of a head."""
+    held = [reference.in_bytes(states) if dtype is torch.int8 else states.to(dtype) for states in held]
+    return [states.transpose(1, 2).contiguous().transpose(1, 2) if by_token else states for states in held]
+
+
+def wide(states: Tensor) -> Tensor:
+    return reference.from_bytes(states).double() if states.dtype is torch.int8 else states.double()
 
 
 def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: int | None) -> View | None:
@@ -44,7 +55,7 @@ def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: i
     before=st.integers(0, 300), heads=st.sampled_from([(1, 1), (4, 1), (8, 4), (3, 3)]),
     size=st.sampled_from([1, 8, 64, 72, 256]), window=st.sampled_from([None, 1, 20, 64, 500]),
     cap=st.sampled_from([None, 5.0]), seed=st.integers(0, 2**32 - 1), threads=st.integers(1, 4),
-    stored=st.sampled_from([torch.float32, torch.bfloat16]), by_token=st.booleans(),
+    stored=st.sampled_from(attention.KEPT), by_token=st.booleans(),
 )  # fmt: skip
 def test_what_is_seen_is_what_the_specification_sees(
     kernels: str, kind: str, batch: int, steps: int, before: int, heads: tuple[int, int], size: int,
@@ -53,17 +64,33 @@ def test_what_is_seen_is_what_the_specification_sees(
     """`by_token`: all heads of a key lie side by side, else all keys of a head."""
     length = before + steps
     query, *held = numbers(seed, batch, steps, length, heads, size)
-    keys, values = (states.to(stored) for states in held)
-    if by_token:
-        keys, values = (states.transpose(1, 2).contiguous().transpose(1, 2) for states in (keys, values))
+    keys, values = kept(held, stored, by_token)
     view = view_of(kind, seed, batch, steps, length, window)
-    wanted = reference.attend(query.double(), keys.double(), values.double(), view, size**-0.5, cap)
+    wanted = reference.attend(query.double(), wide(keys), wide(values), view, size**-0.5, cap)
     with using(attention, kernels, threads):
         got = attention.attend(query, keys, values, view, size**-0.5, cap)
     rounds = kernels == "avx512" and steps >= 16
     assert got.shape == wanted.shape
     assert got.dtype == torch.float32
     assert (got - wanted).abs().max() <= (ROUNDED if rounds else 2e-6) * float(values.abs().max())
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(0, 40), size=st.integers(1, 300), exponent=st.floats(-44, 38), seed=st.integers(0, 2**32 - 1),
+    odd=st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf]),
+)  # fmt: skip
+def test_bytes_are_those_of_the_specification(
+    kernels: str, count: int, size: int, exponent: float, seed: int, odd: float
+) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    states = torch.randn(count, size, generator=chance) * 10.0**exponent
+    states[count // 2 : count // 2 + 1, size // 2] = odd
+    got = torch.empty(count, size + attention.STEP_BYTES, dtype=torch.int8)
+    with using(attention, kernels):
+        NATIVE.to_bytes(states.data_ptr(), count, size, got.data_ptr())
+    assert torch.equal(got, reference.in_bytes(states))
 
 
 @pytest.mark.parametrize("kind", ["all", "packed"])
@@ -79,17 +106,15 @@ def test_it_is_an_operator_whose_shape_is_known_beforehand(kind: str) -> None:
 @given(
     batch=st.integers(1, 2), steps=st.integers(1, 90), length=st.integers(1, 400), by_token=st.booleans(),
     heads=st.sampled_from([(1, 1), (4, 1), (3, 3)]), size=st.sampled_from([1, 3, 16, 72, 80, 256]),
-    seed=st.integers(0, 2**32 - 1), stored=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**32 - 1), stored=st.sampled_from(attention.KEPT),
 )  # fmt: skip
 def test_in_eight_bits_it_is_about_the_same(
     kernels: str, batch: int, steps: int, length: int, heads: tuple[int, int], size: int, seed: int,
     stored: torch.dtype, by_token: bool,
 ) -> None:  # fmt: skip
     query, *held = numbers(seed, batch, steps, length, heads, size)
-    keys, values = (states.to(stored) for states in held)
-    if by_token:
-        keys, values = (states.transpose(1, 2).contiguous().transpose(1, 2) for states in (keys, values))
-    wanted = reference.attend(query.double(), keys.double(), values.double(), None, size**-0.5, None)
+    keys, values = kept(held, stored, by_token)
+    wanted = reference.attend(query.double(), wide(keys), wide(values), None, size**-0.5, None)
     with using(attention, kernels):
         got = attention.attend(query, keys, values, None, size**-0.5, coarse=True)
     assert (got - wanted).abs().max() <= 2**-5 * float(values.abs().max())
@@ -180,7 +205,7 @@ def test_what_does_not_fit_is_a_sentence() -> None:
         attention.attend(query[:, :, :3], keys, values, None, 1.0)
     with pytest.raises(InputError, match=r"Numbers are torch.float64, torch.float32 and torch.float32"):
         attention.attend(query.double(), keys, values, None, 1.0)
-    with pytest.raises(InputError, match=r"keys and values both that or torch.bfloat16"):
+    with pytest.raises(InputError, match=r"keys and values both that, torch.bfloat16 or torch.int8"):
         attention.attend(query, keys, values.bfloat16(), None, 1.0)
 
 

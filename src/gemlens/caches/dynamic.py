@@ -166,7 +166,7 @@ class DynamicCache:
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
         """A tuple of (keys, values) per layer. Padding and pictures are not remembered there."""
-        return tuple((layer.keys, layer.values) for layer in self.layers)
+        return tuple(self[layer] for layer in range(len(self)))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots seen so far, padding counted, whether or not a sliding layer still holds them."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from gemlens.errors import ConfigError, InputError
 
-CACHES = ("dynamic", "dynamic_full", "offloaded", "static", "hybrid", "offloaded_static")
+CACHES = ("dynamic", "dynamic_full", "quantized", "offloaded", "static", "hybrid", "offloaded_static")
 FILE = "generation_config.json"
 _ABOUT_THE_FILE = ("transformers_version", "_from_model_config", "_commit_hash")
 
@@ -38,7 +38,7 @@ class Settings:
         forced_bos_token_id, forced_eos_token_id: see gemlens.generation.logits.
         renormalize_logits: make scores log-probabilities after all of these.
         use_cache: False reads the whole text again for every token.
-        cache_implementation: one of CACHES; None for dynamic.
+        cache_implementation: one of CACHES; None for dynamic. "quantized" holds eight bits for each number.
         prefill_chunk_size: read the prompt in pieces of about this many tokens.
         prompt_lookup_num_tokens: guess so many tokens by what followed the last words before.
         max_matching_ngram_size: so many last words at most; 2 by default.

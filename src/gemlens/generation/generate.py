@@ -13,6 +13,7 @@ from torch import Tensor
 from gemlens.caches.cache import Cache, HasWindows
 from gemlens.caches.dynamic import DynamicCache
 from gemlens.caches.offloaded import OffloadedCache, OffloadedStaticCache
+from gemlens.caches.quantized import QuantizedCache
 from gemlens.caches.static import StaticCache
 from gemlens.errors import InputError
 from gemlens.generation import stopping
@@ -33,6 +34,8 @@ _NEW_TOKENS = 20  # where nobody says how many
 _CACHES: Mapping[str, Callable[[HasWindows, int], Cache]] = {
     "dynamic": lambda model, room: DynamicCache(model),
     "dynamic_full": lambda model, room: DynamicCache(),
+    "quantized": lambda model, room: QuantizedCache(model),
+    "quantized_full": lambda model, room: QuantizedCache(),
     "offloaded": lambda model, room: OffloadedCache(model),
     "static": StaticCache,
     "hybrid": StaticCache,
@@ -283,5 +286,6 @@ def _cache_for(
         return None
     name = settings.cache_implementation or ("static" if company.compile else "dynamic")
     if company.assistant is not None or settings.prompt_lookup_num_tokens is not None:
-        name = "dynamic_full"  # a sliding layer could not give back what guesses pushed out
+        # A sliding layer could not give back what guesses pushed out.
+        name = "quantized_full" if name == "quantized" else "dynamic_full"
     return _CACHES[name](model.text_model(), length.most - 1)

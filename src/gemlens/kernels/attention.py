@@ -18,7 +18,8 @@ from gemlens.kernels.machine import machine
 from gemlens.spans import Span, View
 
 _EVER = 2**62  # a window that reaches all
-_STORED = (torch.float32, torch.bfloat16)
+KEPT = (torch.float32, torch.bfloat16, torch.int8)  # kinds of keys and values, numbered as in kernels.hpp
+STEP_BYTES = 4  # behind H numbers of int8
 
 
 def attend(
@@ -34,7 +35,8 @@ def attend(
 
     Args:
         query: float32 [B, S, N, H].
-        keys: float32 or bfloat16 [B, K, T, H], K dividing N: kv head j serves query heads jG to jG+G-1.
+        keys: float32 or bfloat16 [B, K, T, H], K dividing N: kv head j serves query heads jG to jG+G-1. Or int8
+            [B, K, T, H + 4], as `in_bytes` of kernels/reference.py gives them.
         values: like `keys`.
         view: who sees whom; None: everybody everything.
         scale: what scores are multiplied by.
@@ -50,15 +52,16 @@ def attend(
     """
     batch, _, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
-    if keys.shape != values.shape or keys.shape[::3] != (batch, size) or not kv_heads or heads % kv_heads or not length:
+    own = batch, size + STEP_BYTES if keys.dtype is torch.int8 else size
+    if keys.shape != values.shape or keys.shape[::3] != own or not kv_heads or heads % kv_heads or not length:
         raise InputError(
             f"query is {tuple(query.shape)}, keys are {tuple(keys.shape)} and values {tuple(values.shape)}, but they "
-            "must be [B, S, N, H] and twice [B, K, T, H], with K dividing N and T at least 1."
+            "must be [B, S, N, H] and twice [B, K, T, H], in int8 [B, K, T, H + 4], with K dividing N and T at least 1."
         )
-    if query.dtype is not torch.float32 or keys.dtype is not values.dtype or keys.dtype not in _STORED:
+    if query.dtype is not torch.float32 or keys.dtype is not values.dtype or keys.dtype not in KEPT:
         raise InputError(
             f"Numbers are {query.dtype}, {keys.dtype} and {values.dtype}, but must be torch.float32, keys and values "
-            "both that or torch.bfloat16."
+            "both that, torch.bfloat16 or torch.int8."
         )
     result: Tensor = torch.ops.gemlens.attend(
         query, keys, values, numbers_of(view), None if view is None else view.window, scale, cap, coarse
@@ -106,7 +109,7 @@ def _attend(
     kv_heads, length = keys.shape[1:3]
     native = machine().native
     if native is None:
-        keys, values = keys.float(), values.float()
+        keys, values = (states if states.dtype is torch.int8 else states.float() for states in (keys, values))
         view = View(Span(*numbers[:3]), Span(*numbers[3:]), window) if numbers else None  # type: ignore[arg-type]
         return reference.attend(query, keys, values, view, scale, cap)
     query = query.contiguous()
@@ -114,7 +117,7 @@ def _attend(
         keys, values = keys.contiguous(), values.contiguous()
     mixed = torch.empty_like(query)
     native.attend(batch, steps, length, heads, kv_heads, size, query.data_ptr(), keys.data_ptr(), values.data_ptr(),
-                  keys.dtype is torch.bfloat16, *keys.stride()[:3], addresses(numbers), reach(window), scale,
+                  KEPT.index(keys.dtype), *keys.stride()[:3], addresses(numbers), reach(window), scale,
                   cap or 0.0, coarse, mixed.data_ptr())  # fmt: skip
     return mixed
 

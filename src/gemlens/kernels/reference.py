@@ -2,7 +2,7 @@
 
     blocks, uint8 [n, block_bytes] -> weights, float32 [n, block_size]
     linear, rows: what kernels/tiles.py offers, on blocks as a file has them
-    attend: what kernels/attention.py offers
+    attend, in_bytes, from_bytes: what kernels/attention.py offers, and how a cache keeps keys and values in eight bits
 
 One function per format, bit-equal to `gguf.quants.dequantize` (the fp16 scales are widened first; the order of the fp32
 operations is part of the specification). Fast kernels are tested against this file. The layouts are those of
@@ -26,7 +26,9 @@ from gemlens.spans import View
 WEIGHTS_PER_CHUNK = 2**20
 
 GROUP = 32  # activations that share a scale
-SMALLEST = 1e-36  # of their scale: 127 divided by less is not finite
+SMALLEST = 1e-36  # of numbers in eight bits: 127 divided by less is not finite
+_STEPS = 127  # from 0 to the largest of them
+_SCALE = 4  # bytes
 
 
 def dequantize(
@@ -101,6 +103,8 @@ def check_blocks(data: Tensor, block_format: Format, shape: tuple[int, ...]) -> 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale: float, cap: float | None) -> Tensor:
     """See gemlens.kernels.attention."""
+    if keys.dtype is torch.int8:
+        keys, values = from_bytes(keys), from_bytes(values)
     batch, steps, _, size = query.shape
     grouped = query.transpose(1, 2).reshape(batch, keys.shape[1], -1, steps, size)  # [B, K, G, S, H]
     scores = grouped @ keys.unsqueeze(2).transpose(-1, -2) * scale  # [B, K, G, S, T]
@@ -108,6 +112,26 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale
     if view is not None and not view.sees_all:
         scores = scores.masked_fill(~view.mask.unsqueeze(1), -torch.inf)
     return (scores.softmax(-1) @ values.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
+
+
+def in_bytes(states: Tensor) -> Tensor:
+    """Numbers [..., H] as whole steps, the largest 127, and then the size of a step as float32: int8 [..., H + 4].
+
+    Where one of them is not finite, all H become NaN; where none passes SMALLEST, all become 0.
+    """
+    numbers = states.float()
+    largest = numbers.abs().amax(-1, keepdim=True)
+    is_finite = largest.isfinite()
+    factor = torch.where(largest < SMALLEST, 0, _STEPS / largest)
+    steps = torch.where(is_finite, numbers * factor, 0).round().to(torch.int8)
+    step = torch.where(is_finite, largest / _STEPS, torch.nan)
+    return torch.cat([steps, step.clone(memory_format=torch.contiguous_format).view(torch.int8)], -1)
+
+
+def from_bytes(kept: Tensor) -> Tensor:
+    """The numbers, float32 [..., H], of what `in_bytes` gave."""
+    step = kept[..., -_SCALE:].clone(memory_format=torch.contiguous_format)  # aligned, as a view must be
+    return kept[..., :-_SCALE] * step.view(torch.float32)
 
 
 def eight_bits(x: Tensor) -> Tensor:

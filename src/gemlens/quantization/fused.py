@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
-from gemlens.kernels.attention import addresses, attend, numbers_of, reach
+from gemlens.caches.quantized import QuantizedCache
+from gemlens.kernels.attention import KEPT, STEP_BYTES, addresses, attend, numbers_of, reach
 from gemlens.kernels.machine import machine
 from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
@@ -28,7 +29,8 @@ from gemlens.spans import View
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 FEW = 15  # tokens of a row that go through all layers in one call
-KEPT = torch.bfloat16  # what is cached, as attention of a prompt rounds keys and values to it in any case
+# What is held by caches that kernels write to. Attention of a prompt rounds keys and values to bfloat16 in any case.
+HELD: dict[type, torch.dtype] = {DynamicCache: torch.bfloat16, QuantizedCache: torch.int8}
 
 
 class FusedLayer(nn.Module):
@@ -71,15 +73,16 @@ class FusedLayer(nn.Module):
         native.project(batch * steps, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[0] * cos.shape[1],
                        query.data_ptr(), key.data_ptr(), value.data_ptr())  # fmt: skip
         if cache is not None:
-            kept = KEPT if type(cache) is DynamicCache else dtype  # others may have made room already
+            kept = HELD.get(type(cache), dtype)  # others may have made room already
             key, value = _as_kept(key, kept), _as_kept(value, kept)
-        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H], or H + 4 in int8
         if cache is not None:
-            keys, values = cache.update(keys, values, attention.layer_idx)
+            put = cache.append if isinstance(cache, QuantizedCache) else cache.update
+            keys, values = put(keys, values, attention.layer_idx)
         count = len(view.query)
         if count < steps:  # of the last layer only these are wanted
             query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
-        if keys.dtype not in (torch.float32, torch.bfloat16):
+        if keys.dtype not in KEPT:
             keys, values = keys.float(), values.float()
         mixed = attend(query, keys, values, view, attention.scale, attention.cap)
         result = torch.empty_like(x)
@@ -108,13 +111,19 @@ class FusedLayer(nn.Module):
 
 
 def _as_kept(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers in a dtype; in bfloat16 not by torch, whose threads would be in the way of the kernels' after it."""
-    if dtype is not torch.bfloat16:
-        return states.to(dtype)
-    rounded = torch.empty(states.shape, dtype=dtype)
-    machine().native.to_brains(  # type: ignore[union-attr]  # can_fuse asked for it
-        states.data_ptr(), states.numel(), rounded.data_ptr()
-    )
+    """Numbers in a dtype, in int8 as `in_bytes` of kernels/reference.py gives them.
+
+    Not by torch where kernels can, as its threads would be in the way of theirs after it.
+    """
+    native, size = machine().native, states.shape[-1]
+    assert native is not None  # can_fuse asked for it
+    rounded = torch.empty(*states.shape[:-1], size + STEP_BYTES if dtype is torch.int8 else size, dtype=dtype)
+    if dtype is torch.int8:
+        native.to_bytes(states.data_ptr(), states.numel() // size, size, rounded.data_ptr())
+    elif dtype is torch.bfloat16:
+        native.to_brains(states.data_ptr(), states.numel(), rounded.data_ptr())
+    else:
+        rounded.copy_(states)
     return rounded
 
 
@@ -151,7 +160,7 @@ class FusedLayers(Layers):
         cos = calls[0][0][0]
         result = hidden.float().clone(memory_format=torch.contiguous_format)
         machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it
-            turns, views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
+            turns, KEPT.index(HELD[type(cache)]), views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
         )
         return result.to(hidden.dtype)
 
@@ -161,8 +170,10 @@ class FusedLayers(Layers):
         is_asked = steps <= FEW and len(calls[-1][1].query) == steps
         if not is_asked or (torch.is_grad_enabled() and hidden.requires_grad):
             return False
-        has_room = type(cache) is DynamicCache and cache.can_reserve(batch, KEPT)  # others keep it elsewhere
-        return has_room and all(isinstance(layer, FusedLayer) for layer in self)
+        if type(cache) not in HELD:  # others keep it elsewhere
+            return False
+        assert isinstance(cache, DynamicCache)
+        return cache.can_reserve(batch, HELD[type(cache)]) and all(isinstance(layer, FusedLayer) for layer in self)
 
 
 class FusedNorm(nn.Module):

@@ -28,9 +28,9 @@ void attend_few(const Heads& at, const Memory& memory, const float* queries, flo
             bool seen[LOOK];
             if (memory.sight) attention().see(*memory.sight, row, token % memory.steps, from, length, seen);
             float* part = part_of(group, piece);
-            const std::int64_t bytes = place * (memory.are_brains ? 2 : 4);
+            const std::int64_t bytes = place * size_of(memory.kept);
             kernels().look({queries + group * each * size, static_cast<const char*>(memory.keys) + bytes,
-                          static_cast<const char*>(memory.values) + bytes, memory.token, memory.are_brains,
+                          static_cast<const char*>(memory.values) + bytes, memory.token, memory.kept,
                           memory.sight ? seen : nullptr, each, size, length, at.scale, at.cap, part, part + each * size,
                           part + each * (size + 1)});
         }
@@ -64,9 +64,9 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
             const std::int64_t pair = i / steps, from = i % steps * STEP;
             const std::int64_t place = pair / kv_heads * memory.row + pair % kv_heads * memory.head + from * memory.token;
             const auto at_place = [&](const void* states) {
-                return static_cast<const char*>(states) + place * (memory.are_brains ? 2 : 4);
+                return static_cast<const char*>(states) + place * size_of(memory.kept);
             };
-            by.pack(at_place(memory.keys), at_place(memory.values), memory.are_brains, std::min(STEP, memory.length - from), size,
+            by.pack(at_place(memory.keys), at_place(memory.values), memory.kept, std::min(STEP, memory.length - from), size,
                     memory.token, packed.get() + i * bytes);
         }
     });

@@ -18,7 +18,7 @@ struct Heads {
 struct Memory {
     std::int64_t rows, steps, length;
     const void *keys, *values;
-    bool are_brains;  // bfloat16; else float
+    Kept kept;
     std::int64_t row, head, token;  // from one to the next, in numbers
     const Sight* sight;
     bool is_coarse = false;  // eight bits are enough where many attend, all see all and there is no cap

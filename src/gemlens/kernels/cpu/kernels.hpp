@@ -18,12 +18,17 @@ struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them
 };
 
+// How numbers of keys and values are kept: as float, bfloat16, or bytes. After the bytes of a head comes a float by which
+// they are multiplied.
+enum class Kept { FLOATS, BRAINS, BYTES };  // numbered as in kernels/attention.py
+inline std::int64_t size_of(Kept kept) { return kept == Kept::FLOATS ? 4 : kept == Kept::BRAINS ? 2 : 1; }
+
 // Some of the keys that the queries of one group of heads see, and what is made of them.
 struct Look {
     const float* queries;  // [count, size]
-    const void *keys, *values;  // [length, size], float or bfloat16
+    const void *keys, *values;  // [length, size]
     std::int64_t next;  // from key to key, in numbers, and so with values
-    bool are_brains;
+    Kept kept;
     const bool* seen;  // [length], or null: all
     std::int64_t count, size, length;
     float scale, cap;  // cap 0: none
@@ -70,6 +75,8 @@ struct Kernels {
     void (*look)(const Look& at);
     // numbers in bfloat16, to the nearest even
     void (*to_brains)(const float* numbers, std::int64_t count, std::uint16_t* brains);
+    // numbers in bytes, and behind them the float by which these are multiplied
+    void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
     // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
                    const Reach* reaches, float* most);
@@ -105,8 +112,8 @@ struct Mix {
 struct Mixer {
     std::int64_t (*step_bytes)(std::int64_t size);  // of STEP keys and their values, packed
     // from key to key it is `next` numbers, and so with values
-    void (*pack)(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size,
-                 std::int64_t next, std::uint8_t* packed);
+    void (*pack)(const void* keys, const void* values, Kept kept, std::int64_t length, std::int64_t size, std::int64_t next,
+                 std::uint8_t* packed);
     void (*mix)(const Mix& at);
 };
 

@@ -65,17 +65,25 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
     const std::int64_t tokens = rows * steps, own = kv_heads * size;
     const Numbers queries(tokens * heads * size), mixed(tokens * heads * size), keys(tokens * own), values(tokens * own);
     project(tokens, hidden, by, queries.data(), keys.data(), values.data());
+    const bool in_bytes = seen.kept == Kept::BYTES;
+    const std::int64_t next = size + (in_bytes ? std::int64_t{sizeof(float)} : 0);
+    const auto put = [&](const float* states, void* all, std::int64_t place) {
+        if (in_bytes)
+            kernels().to_bytes(states, size, static_cast<std::int8_t*>(all) + place);
+        else
+            kernels().to_brains(states, size, static_cast<std::uint16_t*>(all) + place);
+    };
     spread(tokens, 16, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first * kv_heads; i < last * kv_heads; ++i) {
             const std::int64_t token = i / kv_heads, slot = seen.length - steps + token % steps;
-            const std::int64_t place = token / steps * seen.row + i % kv_heads * seen.head + slot * size;
-            kernels().to_brains(keys.data() + i * size, size, seen.keys + place);
-            kernels().to_brains(values.data() + i * size, size, seen.values + place);
+            const std::int64_t place = token / steps * seen.row + i % kv_heads * seen.head + slot * next;
+            put(keys.data() + i * size, seen.keys, place);
+            put(values.data() + i * size, seen.values, place);
         }
     });
     attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, seen.length, seen.keys, seen.values, true, seen.row, seen.head, size, seen.sight}, queries.data(),
-           mixed.data());
+           {rows, steps, seen.length, seen.keys, seen.values, seen.kept, seen.row, seen.head, next, seen.sight},
+           queries.data(), mixed.data());
     finish(tokens, mixed.data(), hidden, hidden);
 }
 

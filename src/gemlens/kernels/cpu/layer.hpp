@@ -14,9 +14,10 @@ struct Rotation {
     std::int64_t turns;
 };
 
-// What a layer has seen, in bfloat16: as `Memory`, but the last `steps` tokens of each row are still to be written.
+// What a layer has seen: as `Memory`, in bfloat16 or bytes, but the last `steps` tokens of each row are still to be written.
 struct Seen {
-    std::uint16_t *keys, *values;
+    void *keys, *values;
+    Kept kept;
     std::int64_t row, head, length;
     const Sight* sight;
 };

@@ -69,6 +69,14 @@ void to_brains(std::uintptr_t numbers, std::int64_t count, std::uintptr_t brains
     });
 }
 
+// numbers [count, size] -> [count, size + 4] bytes
+void to_bytes(std::uintptr_t numbers, std::int64_t count, std::int64_t size, std::uintptr_t bytes) {
+    spread(count, 16, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first; i < last; ++i)
+            kernels().to_bytes(at<float>(numbers) + i * size, size, at<std::int8_t>(bytes) + i * (size + 4));
+    });
+}
+
 void norm(std::uintptr_t x, std::uintptr_t weight, std::int64_t tokens, std::int64_t size, float eps, std::uintptr_t y) {
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t t = first; t < last; ++t)
@@ -110,14 +118,14 @@ Sight sight_of(const std::vector<std::int64_t>& spans, std::int64_t window) {
 }
 
 void attend_of(std::int64_t rows, std::int64_t steps, std::int64_t length, std::int64_t heads, std::int64_t kv_heads,
-               std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, bool are_brains,
+               std::int64_t size, std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, int kept,
                std::int64_t row, std::int64_t head, std::int64_t token, const std::vector<std::int64_t>& spans, std::int64_t window,
                float scale, float cap, bool is_coarse, std::uintptr_t mixed) {
     const nb::gil_scoped_release released;
     const Sight sight = sight_of(spans, window);
     const Sight* who = spans.empty() ? nullptr : &sight;
     attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, length, at<void>(keys), at<void>(values), are_brains, row, head, token, who, is_coarse},
+           {rows, steps, length, at<void>(keys), at<void>(values), static_cast<Kept>(kept), row, head, token, who, is_coarse},
            at<float>(query), at<float>(mixed));
 }
 
@@ -157,21 +165,21 @@ struct Turn {
     const float *cos, *sin;
 };
 
-Turn turn_of(const nb::tuple& given, const std::vector<Sight>& sights) {
+Turn turn_of(const nb::tuple& given, Kept kept, const std::vector<Sight>& sights) {
     const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(given[i]); };
     const auto place = [&](std::size_t i) { return nb::cast<std::uintptr_t>(given[i]); };
     const Sight* sight = number(8) < 0 ? nullptr : &sights[static_cast<std::size_t>(number(8))];
-    return {nb::cast<const Layer*>(given[0]), {at<std::uint16_t>(place(1)), at<std::uint16_t>(place(2)), number(3), number(4), number(5), sight},
+    return {nb::cast<const Layer*>(given[0]), {at<void>(place(1)), at<void>(place(2)), kept, number(3), number(4), number(5), sight},
             at<float>(place(6)), at<float>(place(7))};
 }
 
 // hidden [rows, steps, D] goes through layers, one after the other; `views`: spans as in `attend`, and the window.
-void run(const nb::list& turns, const std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>& views,
+void run(const nb::list& turns, int kept, const std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>& views,
          std::int64_t rows, std::int64_t steps, std::int64_t rotations, std::uintptr_t hidden) {
     std::vector<Sight> sights;
     for (const auto& [spans, window] : views) sights.push_back(sight_of(spans, window));
     std::vector<Turn> all;
-    for (const nb::handle& each : turns) all.push_back(turn_of(nb::cast<nb::tuple>(each), sights));
+    for (const nb::handle& each : turns) all.push_back(turn_of(nb::cast<nb::tuple>(each), static_cast<Kept>(kept), sights));
     const nb::gil_scoped_release released;
     for (const auto& [layer, seen, cos, sin] : all) layer->run(rows, steps, {cos, sin, rotations}, seen, at<float>(hidden));
 }
@@ -246,6 +254,7 @@ NB_MODULE(_cpu, module) {
     module.def("rows", rows, free);
     module.def("norm", norm, free);
     module.def("to_brains", to_brains, free);
+    module.def("to_bytes", to_bytes, free);
     module.def("linear", linear, free);
     module.def("largest", largest_of, free);
     module.def("attend", attend_of);

@@ -60,7 +60,7 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
         center(patches, width, keys.data());
         const float scale = 1.0f / std::sqrt(static_cast<float>(size));
         attend({heads, heads, size, scale, 0.0f},
-               {1, patches, patches, keys.data(), values.data(), false, patches * width, size, width, nullptr,
+               {1, patches, patches, keys.data(), values.data(), Kept::FLOATS, patches * width, size, width, nullptr,
                 !query.matrix.has_numbers()},
                queries.data(), queries.data());
         finish(patches, queries.data(), own, result + row * patches * width);

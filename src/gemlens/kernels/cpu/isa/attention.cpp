@@ -77,21 +77,22 @@ constexpr std::int64_t LINE = DEPTH * sizeof(Number);  // bytes of a line that a
 std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
 std::int64_t values_bytes(std::int64_t size) { return STEP / DEPTH * (up_to(size, ROWS) / ROWS) * TILE; }
 
-void pack_step(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size, std::int64_t next,
+void pack_step(const void* keys, const void* values, Kept kept, std::int64_t length, std::int64_t size, std::int64_t next,
                std::uint8_t* packed) {
     const std::int64_t depths = up_to(size, DEPTH) / DEPTH, widths = up_to(size, ROWS) / ROWS;
     std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
     auto* key_tiles = reinterpret_cast<Number*>(packed);
     auto* value_tiles = reinterpret_cast<Number*>(packed + keys_bytes(size));
     thread_local std::vector<Number> key, value;
+    thread_local std::vector<float> wide;
+    wide.resize(static_cast<std::size_t>(size));
     key.assign(static_cast<std::size_t>(depths * DEPTH), Number{});
     value.assign(static_cast<std::size_t>(widths * ROWS), Number{});
     for (std::int64_t t = 0; t < length; ++t) {
         const auto put = [&](const void* states, Number* numbers) {
-            if (are_brains)
-                put_brains(static_cast<const std::uint16_t*>(states) + t * next, size, numbers);
-            else
-                put_numbers(static_cast<const float*>(states) + t * next, 1.0f, size, numbers);
+            if (kept == Kept::BRAINS) return put_brains(static_cast<const std::uint16_t*>(states) + t * next, size, numbers);
+            widen(states, t * next, kept, size, wide.data());
+            put_numbers(wide.data(), 1.0f, size, numbers);
         };
         put(keys, key.data());
         put(values, value.data());

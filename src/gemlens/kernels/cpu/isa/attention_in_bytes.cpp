@@ -79,18 +79,15 @@ void pack_some(const float* keys, const float* values, std::int64_t length, std:
     if (!are_finite) std::fill_n(value_scales, size, std::numeric_limits<float>::quiet_NaN());  // all lines see these keys
 }
 
-void pack(const void* keys, const void* values, bool are_brains, std::int64_t length, std::int64_t size, std::int64_t next,
+void pack(const void* keys, const void* values, Kept kept, std::int64_t length, std::int64_t size, std::int64_t next,
           std::uint8_t* packed) {
-    if (!are_brains)
+    if (kept == Kept::FLOATS)
         return pack_some(static_cast<const float*>(keys), static_cast<const float*>(values), length, size, next, packed);
     thread_local std::vector<float> numbers;
     numbers.resize(static_cast<std::size_t>(2 * length * size));
     float* wide = numbers.data();
     for (const void* states : {keys, values})
-        for (std::int64_t t = 0; t < length; ++t) {
-            const auto* brains = static_cast<const std::uint16_t*>(states) + t * next;
-            wide = std::transform(brains, brains + size, wide, from_brain);
-        }
+        for (std::int64_t t = 0; t < length; ++t, wide += size) widen(states, t * next, kept, size, wide);
     pack_some(numbers.data(), numbers.data() + length * size, length, size, size, packed);
 }
 

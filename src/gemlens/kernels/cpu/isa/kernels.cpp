@@ -14,7 +14,6 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
-constexpr float SMALLEST = 1e-36f;  // as in kernels/reference.py
 constexpr std::int64_t CACHE = 1 << 18;  // bytes of tokens that are read again for each tile
 
 // Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
@@ -103,10 +102,7 @@ void put_codes(const float* numbers, float factor, Group& group) {
     }
 #else
     std::int32_t codes[GROUP];
-    for (int i = 0; i < GROUP; ++i) {
-        const float scaled = numbers[i] * factor;
-        codes[i] = scaled == scaled ? static_cast<std::int32_t>(std::nearbyint(scaled)) : 0;
-    }
+    for (int i = 0; i < GROUP; ++i) codes[i] = whole_of(numbers[i] * factor);
     for (int i = 0; i < GROUP; ++i) group.codes[i] = static_cast<std::int8_t>(codes[i]);
     group.less[0] = group.less[1] = 0;
     for (int i = 0; i < GROUP; ++i) group.less[i / 16] -= codes[i];
@@ -116,15 +112,9 @@ void put_codes(const float* numbers, float factor, Group& group) {
 void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized) {
     for (std::int64_t g = 0; g < groups; ++g, numbers += GROUP) {
         Group& group = quantized[g * stride];
-        // Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
-        std::uint32_t bits[GROUP], most = 0;
-        std::memcpy(bits, numbers, sizeof bits);
-        for (int i = 0; i < GROUP; ++i) most = std::max(most, bits[i] & 0x7fffffffu);
-        const bool is_finite = most < 0x7f800000u;
-        float largest;
-        std::memcpy(&largest, &most, sizeof largest);
-        put_codes(numbers, is_finite && largest >= SMALLEST ? 127.0f / largest : 0.0f, group);
-        group.scale = is_finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        const Steps steps = steps_of(numbers, GROUP);
+        put_codes(numbers, steps.factor, group);
+        group.scale = steps.scale;
         group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
     }
 }
@@ -332,6 +322,6 @@ void activate(const float* x, const float* bias, std::int64_t size, float* y) {
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
 const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm,
-                            layer_norm, rotate, gate, activate, look, to_brains, screen, 1.0f / TileQ8_0::SIZE};
+                            layer_norm, rotate, gate, activate, look, to_brains, to_bytes, screen, 1.0f / TileQ8_0::SIZE};
 
 }  // namespace gemlens

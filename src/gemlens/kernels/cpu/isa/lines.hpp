@@ -1,6 +1,7 @@
 // What attention of many tokens is made of, whatever numbers it multiplies: lines, one for each query of a head.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -35,6 +36,21 @@ struct Line {
         most = largest;
     }
 };
+
+// The numbers that begin with number `from` of some that are kept, as floats.
+inline void widen(const void* all, std::int64_t from, Kept kept, std::int64_t count, float* numbers) {
+    const void* const place = static_cast<const char*>(all) + from * size_of(kept);
+    const auto* const bytes = static_cast<const std::int8_t*>(place);
+    const auto* const brains = static_cast<const std::uint16_t*>(place);
+    if (kept == Kept::BYTES) {
+        const float step = step_of(bytes, count);
+        for (std::int64_t i = 0; i < count; ++i) numbers[i] = step * static_cast<float>(bytes[i]);
+    } else if (kept == Kept::BRAINS) {
+        std::transform(brains, brains + count, numbers, from_brain);
+    } else {
+        std::copy_n(static_cast<const float*>(place), count, numbers);
+    }
+}
 
 // Where the query of a line is, and what is made of it.
 inline std::int64_t place_of(const Mix& at, int line) { return line / at.each * at.next_token + line % at.each * at.size; }

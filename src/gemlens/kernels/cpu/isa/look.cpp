@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "simd.hpp"
 
@@ -12,12 +14,16 @@ inline namespace GEMLENS_ISA {
 namespace {
 
 using Brain = std::uint16_t;
+using Byte = std::int8_t;
 
 Simd::Floats load(const float* place) { return Simd::load(place); }
 Simd::Floats load(const Brain* place) { return Simd::brains(reinterpret_cast<const std::uint8_t*>(place)); }
+Simd::Floats load(const Byte* place) { return Simd::signed_bytes(reinterpret_cast<const std::uint8_t*>(place)); }
 
 float number(float value) { return value; }
 float number(Brain value) { return from_brain(value); }
+float number(Byte value) { return value; }
+
 
 // Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
 template <int COUNT, class Stored>
@@ -61,8 +67,14 @@ void look_of(const Look& at, std::int64_t first) {
     const float* queries = at.queries + first * at.size;
     const Stored *keys = static_cast<const Stored*>(at.keys), *values = static_cast<const Stored*>(at.values);
     float scores[COUNT][LOOK];
-    for (std::int64_t t = 0; t < at.length; ++t)
+    const auto scale = [&](std::int64_t t, const Stored* states) {
+        if constexpr (std::is_same_v<Stored, Byte>)
+            for (int q = 0; q < COUNT; ++q) scores[q][t] *= step_of(states + t * at.next, at.size);
+    };
+    for (std::int64_t t = 0; t < at.length; ++t) {
         scores_of<COUNT>(queries, keys + t * at.next, at.size, &scores[0][t], LOOK);
+        scale(t, keys);
+    }
     for (int q = 0; q < COUNT; ++q) {
         float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
         for (std::int64_t t = 0; t < at.length; ++t) {
@@ -80,6 +92,7 @@ void look_of(const Look& at, std::int64_t first) {
         at.most[first + q] = most;
         at.total[first + q] = total;
     }
+    for (std::int64_t t = 0; t < at.length; ++t) scale(t, values);
     constexpr int WIDE = Simd::COLUMNS;
     float* mixed = at.mixed + first * at.size;
     std::int64_t i = 0;
@@ -105,10 +118,18 @@ void look_at(const Look& at) {
 
 }  // namespace
 
-void look(const Look& at) { at.are_brains ? look_at<Brain>(at) : look_at<float>(at); }
+void look(const Look& at) {
+    at.kept == Kept::BYTES ? look_at<Byte>(at) : at.kept == Kept::BRAINS ? look_at<Brain>(at) : look_at<float>(at);
+}
 
 void to_brains(const float* numbers, std::int64_t count, std::uint16_t* brains) {
     std::transform(numbers, numbers + count, brains, to_brain);
+}
+
+void to_bytes(const float* numbers, std::int64_t count, std::int8_t* bytes) {
+    const Steps steps = steps_of(numbers, count);
+    for (std::int64_t i = 0; i < count; ++i) bytes[i] = static_cast<std::int8_t>(whole_of(steps.factor * numbers[i]));
+    std::memcpy(bytes + count, &steps.scale, sizeof steps.scale);
 }
 
 }  // namespace GEMLENS_ISA

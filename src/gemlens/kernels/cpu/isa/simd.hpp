@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -19,6 +20,7 @@ inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
 constexpr int ROWS = 16;   // of a tile
 constexpr int GROUP = 32;  // weights of a row that share a scale
 constexpr int QUADS = GROUP / 4;
+constexpr float SMALLEST = 1e-36f;  // of numbers in bytes; as in kernels/reference.py
 
 constexpr int log2_of(int power) { return power > 1 ? 1 + log2_of(power / 2) : 0; }
 
@@ -35,6 +37,37 @@ inline float exp_of(float number) {
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return number == number ? sum * power : number;
+}
+
+// How numbers become bytes: times `factor` they are steps of `scale`, of which the largest has 127. What is not finite makes
+// all of them 0 and the scale NaN.
+struct Steps {
+    float factor, scale;
+};
+inline Steps steps_of(const float* numbers, std::int64_t count) {
+    // Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
+    std::uint32_t most = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, numbers + i, sizeof bits);
+        most = std::max(most, bits & 0x7fffffffu);
+    }
+    float largest;
+    std::memcpy(&largest, &most, sizeof largest);
+    if (most >= 0x7f800000u) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
+    return {largest >= SMALLEST ? 127.0f / largest : 0.0f, largest / 127.0f};
+}
+
+// What stands behind numbers in bytes: the size of their steps.
+inline float step_of(const std::int8_t* bytes, std::int64_t count) {
+    float step;
+    std::memcpy(&step, bytes + count, sizeof step);
+    return step;
+}
+
+// The nearest whole number; 0 for what is no number.
+inline std::int32_t whole_of(float number) {
+    return number == number ? static_cast<std::int32_t>(std::nearbyint(number)) : 0;
 }
 
 inline float from_half(std::uint16_t bits) {
