@@ -226,6 +226,19 @@ def threads(text: Text) -> list[Claim]:
     ]
 
 
+def sixteen(text: Text) -> list[Claim]:
+    """Activations in sixteen bits, beside eight and the other libraries."""
+    name = "gemlens, activations in sixteen bits"
+    kinds = {name: gemlens(REAL, activation_bits=16), **KINDS}
+    decode, prefill = ({name: [] for name in kinds} for _ in "dp")
+    for _ in in_turns(kinds, text, PREFILL, decode, prefill):
+        pass
+    return [
+        Claim(f"decode after {PREFILL} tokens, activations in sixteen bits", "tokens/s", decode, True),
+        Claim(f"prefill of {PREFILL} tokens, activations in sixteen bits", "tokens/s", prefill, True),
+    ]
+
+
 def caches(text: Text) -> list[Claim]:
     """Keys and values in eight bits, beside bfloat16."""
     kinds = {"gemlens, eight bits": gemlens(REAL, cache="quantized"), "gemlens, bfloat16": KINDS["gemlens"]}
@@ -356,8 +369,8 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "threads": threads, "caches": caches, "large": large, "pictures": pictures,
-    "encoders": encoders, "beginnings": beginnings,
+    "answers": answers, "batches": batches, "threads": threads, "sixteen": sixteen, "caches": caches, "large": large,
+    "pictures": pictures, "encoders": encoders, "beginnings": beginnings,
 }  # fmt: skip
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from gemlens import AutoModelForCausalLM, AutoTokenizer, QuantizedCache
 from gemlens.checkpoints.gguf_export import export_gguf
-from gemlens.kernels.reference import eight_bits
-from gemlens.kernels.tiles import Tiles, largest
+from gemlens.kernels.reference import in_bits
+from gemlens.kernels.tiles import largest
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
 ROWS, LENGTH = 20, 1024
 KEPT = (1, 64)
+SIXTEEN, KEPT_IN_EIGHT = "gemlens, activations in sixteen bits", "keys and values in eight bits"
 PARTS: dict[str, tuple[str, ...]] = {
     "head": ("lm_head",), "q, k, v": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",),
     "gate, up": ("gate_proj", "up_proj"), "down": ("down_proj",), "all": ("lm_head", "_proj"),
@@ -76,7 +77,7 @@ def differing(head: Any, hidden: Tensor, logits: Tensor) -> int:
         most = full.topk(max(KEPT)).values
         for kept in KEPT:
             least = most[kept - 1]
-            found = largest(state, Tiles(head.weight, head.format, head.shape), kept).products
+            found = largest(state, head.tiles, kept).products
             wrong += not torch.equal(found, full.where(full >= least, -torch.inf))
     return wrong
 
@@ -90,7 +91,7 @@ def with_parts_in_eight_bits(exact: Any, rows: list[list[int]]) -> dict[str, flo
     wanted, shares = choices(), {}
     for part, ends in PARTS.items():
         leaves = [module for name, module in exact.named_modules() if any(end in name for end in ends)]
-        hooks = [leaf.register_forward_pre_hook(lambda _, given: (eight_bits(given[0]),)) for leaf in leaves]
+        hooks = [leaf.register_forward_pre_hook(lambda _, given: (in_bits(given[0], 8),)) for leaf in leaves]
         shares[part] = 100 * float((choices() == wanted).float().mean())
         for hook in hooks:
             hook.remove()
@@ -105,8 +106,10 @@ def main() -> None:
     text = Text.read()
     rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
     stored, exact = load(quantize="stored"), load(dtype=torch.float32)
+    fine = load(quantize="stored", activation_bits=16)
     told: dict[str, list[tuple[list[float], list[int]]]] = {
-        "exact float32": [], "gemlens": [], "gemlens, keys and values in eight bits": [], "llama.cpp": [],
+        "exact float32": [], "gemlens": [], SIXTEEN: [], f"gemlens, {KEPT_IN_EIGHT}": [],
+        f"{SIXTEEN}, {KEPT_IN_EIGHT}": [], "llama.cpp": [],
     }  # fmt: skip
     wrong = 0
     kinds = {"llama.cpp": llama(REAL, n_ctx=LENGTH, logits_all=True)}
@@ -118,9 +121,14 @@ def main() -> None:
             hidden = stored.model(ids[None]).last_hidden_state
             logits = stored.lm_head(hidden)[0]
             told["gemlens"].append(judged(logits, ids))
-            cached = stored(ids[None], past_key_values=QuantizedCache(stored.config)).logits[0]
-            told["gemlens, keys and values in eight bits"].append(judged(cached, ids))
+            told[SIXTEEN].append(judged(fine(ids[None]).logits[0], ids))
+            for name, model in (("gemlens", stored), (SIXTEEN, fine)):
+                cached = model(ids[None], past_key_values=QuantizedCache(model.config)).logits[0]
+                told[f"{name}, {KEPT_IN_EIGHT}"].append(judged(cached, ids))
             wrong += 0 if is_quick else differing(stored.lm_head, hidden[0], logits)
+            if not is_quick and number == 0:
+                hidden = fine.model(ids[None]).last_hidden_state
+                wrong += differing(fine.lm_head, hidden[0], fine.lm_head(hidden)[0])
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
             print(f"row {number + 1} of {ROWS}", flush=True)
     likeliest = {name: [token for _, tokens in each for token in tokens] for name, each in told.items()}

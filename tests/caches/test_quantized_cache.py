@@ -30,18 +30,18 @@ class Rounding(DynamicCache):
 @given(exponent=st.floats(-44, 20), size=st.integers(1, 300), seed=st.integers(0, 2**32 - 1), spread=st.integers(0, 4))
 def test_numbers_are_off_by_half_a_step_at_most(exponent: float, size: int, seed: int, spread: int) -> None:
     numbers = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).pow(2 * spread + 1) * 10.0**exponent
-    largest = numbers.abs().amax(-1, keepdim=True)
+    groups = torch.nn.functional.pad(numbers, (0, -size % 32)).unflatten(-1, (-1, 32))
+    largest = groups.abs().amax(-1).repeat_interleave(32, -1)[:, :size]
     assert ((rounded(numbers) - numbers).abs() <= torch.where(largest < 1e-36, largest, 0.501 / 127 * largest)).all()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_a_number_that_is_not_finite_is_not_lost(number: float) -> None:
-    numbers = torch.randn(2, 3, 8)
-    numbers[0, 1, 5] = number
-    wanted = torch.zeros(2, 3, dtype=torch.bool)
-    wanted[0, 1] = True
-    assert torch.equal(rounded(numbers).isnan().all(-1), wanted)
-    assert torch.equal(rounded(numbers).isnan().any(-1), wanted)
+    numbers = torch.randn(2, 3, 72)
+    numbers[0, 1, 45] = number
+    wanted = torch.zeros(2, 3, 72, dtype=torch.bool)
+    wanted[0, 1, 32:64] = True
+    assert torch.equal(rounded(numbers).isnan(), wanted)
 
 
 @settings(max_examples=60)
@@ -92,11 +92,11 @@ def test_models_see_rounded_keys_and_values(tiny: ModuleType, family: str, data:
     assert torch.equal(batch.with_cache(model, QuantizedCache()), batch.with_cache(model, Rounding()))
 
 
-def test_it_takes_about_half_of_the_memory(tiny: ModuleType) -> None:
+def test_it_takes_about_half_of_the_memory() -> None:
     states = torch.randn(1, 1, 100, 256).bfloat16()
     cache = QuantizedCache()
     cache.update(states, states, 0)
-    assert cache.layers[0].held.nbytes == 100 * 260
+    assert cache.layers[0].held.nbytes == 100 * (256 + 8 * 4)
 
 
 def test_gradients_are_refused(tiny: ModuleType) -> None:

@@ -15,7 +15,7 @@ from gemlens.errors import InputError
 from gemlens.kernels import tiles
 from gemlens.kernels.formats import Q8_0
 from gemlens.kernels.machine import machine
-from gemlens.kernels.reference import eight_bits, from_bytes, in_bytes, quantize
+from gemlens.kernels.reference import from_bytes, in_bits, in_bytes, quantize
 from gemlens.models.decoder import Layers
 from gemlens.quantization import blocks
 from gemlens.quantization.blocks import BlockEmbedding, BlockLinear
@@ -38,10 +38,11 @@ def load(file: Path, **said: object) -> gemlens.Gemma3ForCausalLM:
     return gemlens.Gemma3ForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **said)
 
 
-def test_its_logits_are_those_of_the_numbers_with_activations_in_eight_bits(
-    tiny: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bits", [8, 16])
+def test_its_logits_are_those_of_the_numbers_with_activations_in_so_many_bits(
+    tiny: ModuleType, file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, twin, inputs = load(file, quantize="stored"), load(file), tiny.prompt("gemma3")
+    model, twin, inputs = load(file, quantize="stored", activation_bits=bits), load(file), tiny.prompt("gemma3")
     assert type(model.lm_head) is BlockLinear
     assert type(model.model.embed_tokens) is BlockEmbedding
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -49,7 +50,7 @@ def test_its_logits_are_those_of_the_numbers_with_activations_in_eight_bits(
         said = model(**inputs, use_cache=False).logits  # what is cached is rounded
         plain = F.linear
         if model.lm_head.format.is_quantized:
-            monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: plain(eight_bits(x), weight, bias))
+            monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: plain(in_bits(x, bits), weight, bias))
         wanted = twin(**inputs).logits
     assert torch.allclose(said, wanted, atol=1e-4 * float(wanted.abs().max()))
 
@@ -73,6 +74,19 @@ def test_tokens_are_those_of_all_logits(tiny: ModuleType, file: Path, said: dict
     whole = model.generate(**prompt, max_new_tokens=12, **said, return_dict_in_generate=True, output_logits=True)
     assert torch.equal(screened, whole.sequences)
     assert all(logits.isfinite().all() for logits in whole.logits)
+
+
+def test_sixteen_bits_are_nearer_to_the_numbers_in_all_layers_at_once(tiny: ModuleType, file: Path) -> None:
+    """Where one native call computes them, and after a prompt."""
+    twin, ids, away = load(file), tiny.words(2, 30), []
+    with torch.no_grad():
+        wanted = twin(ids).logits
+        for bits in (8, 16):
+            model = load(file, quantize="stored", activation_bits=bits)
+            cache = model(ids[:, :20]).past_key_values
+            parts = [model(ids[:, at : at + 1], past_key_values=cache).logits for at in range(20, 30)]
+            away.append(float((torch.cat(parts, 1) - wanted[:, 20:]).norm() / wanted[:, 20:].norm()))
+    assert away[1] < (0.5 if model.lm_head.format.is_quantized else 1.001) * away[0]
 
 
 @pytest.mark.parametrize("guesses", [{"prompt_lookup_num_tokens": 4}, {"assistant": True}], ids=["prompt", "assistant"])
@@ -197,6 +211,10 @@ def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:
 def test_what_cannot_be_kept_is_a_sentence(tiny: ModuleType, file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="quantize is 'q3', but it must be 'stored', 'q8' or 'q4'"):
         load(file, quantize="q3")
+    with pytest.raises(InputError, match="activation_bits is 4, but it must be 8 or 16"):
+        load(file, quantize="stored", activation_bits=4)
+    with pytest.raises(InputError, match="pass quantize, too, or neither"):
+        load(file, activation_bits=16)
     with pytest.raises(InputError, match="pass one of them"):
         load(file, quantize="stored", quantization_config=gemlens.TorchAoConfig("int8_weight_only"))
     with pytest.raises(InputError, match="its GGUF file is its checkpoint"):

@@ -87,7 +87,7 @@ def test_bytes_are_those_of_the_specification(
     chance = torch.Generator().manual_seed(seed)
     states = torch.randn(count, size, generator=chance) * 10.0**exponent
     states[count // 2 : count // 2 + 1, size // 2] = odd
-    got = torch.empty(count, size + attention.STEP_BYTES, dtype=torch.int8)
+    got = torch.empty(count, reference.width_in_bytes(size), dtype=torch.int8)
     with using(attention, kernels):
         NATIVE.to_bytes(states.data_ptr(), count, size, got.data_ptr())
     assert torch.equal(got, reference.in_bytes(states))

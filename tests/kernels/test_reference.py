@@ -122,6 +122,14 @@ def test_blocks_are_those_that_the_gguf_package_makes(block_format: Format) -> N
         assert np.array_equal(ours.numpy().reshape(-1), wanted.reshape(-1))
 
 
+@pytest.mark.parametrize(("bits", "steps"), [(8, 127), (16, 127 * 254)])
+def test_numbers_in_bits_are_off_by_half_a_step(bits: int, steps: int) -> None:
+    x = torch.randn(50, 96, generator=torch.Generator().manual_seed(0)).pow(3)
+    largest = x.view(50, 3, 32).abs().amax(-1).repeat_interleave(32, -1)
+    away = (reference.in_bits(x, bits) - x).abs() / largest * steps
+    assert 0.4 < away.max() < 0.502
+
+
 def test_weights_that_cannot_be_made_blocks_are_a_sentence() -> None:
     with pytest.raises(InputError, match="can be made Q4_0 and Q8_0, not Q6_K"):
         reference.quantize(torch.zeros(2, 256), formats.Q6_K)

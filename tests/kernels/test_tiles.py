@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -50,22 +51,23 @@ def use(monkeypatch: pytest.MonkeyPatch):
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(0, 70), width=st.integers(1, 3), tokens=st.integers(0, 64), seed=st.integers(0, 2**32 - 1),
-    threads=st.integers(1, 5), largest=st.sampled_from([0.0, 1e-30, 1.0, 1e30]),
+    threads=st.integers(1, 5), largest=st.sampled_from([0.0, 1e-30, 1.0, 1e30]), bits=st.sampled_from([8, 16]),
 )  # fmt: skip
 def test_products_and_rows_are_those_of_the_specification(
-    kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, threads: int, largest: float
-) -> None:
+    kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, threads: int, largest: float,
+    bits: int,
+) -> None:  # fmt: skip
     width *= 1 if block_format.is_quantized else 37
     shape = (count, width * block_format.block_size)
     data = blocks(block_format, count * width, seed)
     x = largest * torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(seed))
     with using(tiles, kernels, threads):
-        packed = tiles.pack(data, block_format, shape)
+        packed = replace(tiles.pack(data, block_format, shape), bits=bits)
         got = tiles.linear(x, packed)
         every = tiles.rows(torch.arange(count), packed)
     weights = reference.dequantize(data, block_format, shape)
     assert torch.equal(every, weights)
-    seen = (reference.eight_bits(x) if block_format.is_quantized else x).double()
+    seen = (reference.in_bits(x, bits) if block_format.is_quantized else x).double()
     wanted, most = seen @ weights.T.double(), seen.abs() @ weights.T.abs().double()
     assert got.shape == wanted.shape
     assert ((got - wanted).abs() <= 1e-6 * most + 1e-37).all()
@@ -85,9 +87,10 @@ def test_any_bytes_are_legal(kernels: str, use) -> None:
 
 
 @every_kernel
-def test_numbers_that_are_not_finite_or_hardly_there(kernels: str, use) -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_numbers_that_are_not_finite_or_hardly_there(kernels: str, bits: int, use) -> None:
     use(kernels)
-    packed = tiles.pack(blocks(Q8_0, 64, 0), Q8_0, (32, 64))
+    packed = replace(tiles.pack(blocks(Q8_0, 64, 0), Q8_0, (32, 64)), bits=bits)
     x = torch.zeros(5, 64)
     x[0, 3], x[1, 40], x[2, 63], x[3, 5], x[4, 5] = torch.inf, -torch.inf, torch.nan, 1e-45, 1e-37
     got = tiles.linear(x, packed)
@@ -143,7 +146,7 @@ def test_what_does_not_fit_is_a_sentence() -> None:
 def test_torch_knows_the_shapes_beforehand() -> None:
     packed = tiles.pack(blocks(Q8_0, 40, 0), Q8_0, (20, 64))
     arguments = (packed.data, Q8_0.type_id, 20, 64)
-    torch.library.opcheck(torch.ops.gemlens.linear.default, (torch.randn(3, 64), *arguments))
+    torch.library.opcheck(torch.ops.gemlens.linear.default, (torch.randn(3, 64), *arguments, 8))
     torch.library.opcheck(torch.ops.gemlens.rows.default, (torch.tensor([1, 2]), *arguments))
 
 
@@ -203,9 +206,10 @@ def test_every_format_of_the_kernels_is_a_format() -> None:
 @given(
     count=st.integers(1, 3000), width=st.integers(1, 6), k=st.integers(1, 50), seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.0, 0.1, 1.0]), ties=st.booleans(), outliers=st.integers(0, 6),
+    bits=st.sampled_from([8, 16]),
 )  # fmt: skip
 def test_the_largest_products_are_those_of_all(
-    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool, outliers: int
+    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool, outliers: int, bits: int
 ) -> None:
     shape, chance = (count, 32 * width), torch.Generator().manual_seed(seed)
     data = blocks(Q8_0, count * width, seed)
@@ -215,12 +219,33 @@ def test_the_largest_products_are_those_of_all(
     x = torch.randn(shape[1], generator=chance) * spread
     x[torch.randint(shape[1], (outliers,), generator=chance)] *= 30  # these are bounded otherwise than the others
     with using(tiles, kernels):
-        packed = tiles.pack(data, Q8_0, shape)
+        packed = replace(tiles.pack(data, Q8_0, shape), bits=bits)
         products = tiles.linear(x, packed)
         found = tiles.largest(x, packed, min(k, count))
     least = products.topk(min(k, count)).values[-1]
     assert torch.equal(found.products, products.where(products >= least, -torch.inf))
     assert found.products.isfinite().float().mean() <= found.computed <= 1
+
+
+@every_kernel
+def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None:
+    """By these a row holds less than 112 tiles before it, which are computed first; by what they leave, more."""
+    x = torch.where(torch.arange(32) % 3 == 1, -0.4, 0.4)
+    x[0] = 127
+    codes = torch.zeros(1808, 32, dtype=torch.int8)
+    codes[:, 0] = 5
+    codes[1800] = 127 * x.sign()
+    codes[1800, 0] = -1
+    scales = torch.full((1808, 1), 0.01, dtype=torch.float16)
+    scales[1792:] = 0
+    scales[1800] = 0.01
+    data = torch.cat([scales.view(torch.uint8), codes.view(torch.uint8)], 1).flatten()
+    with using(tiles, kernels):
+        packed = replace(tiles.pack(data, Q8_0, (1808, 32)), bits=16)
+        products = tiles.linear(x, packed)
+        found = tiles.largest(x, packed, 1)
+    assert products.argmax() == 1800
+    assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
 
 
 @every_kernel

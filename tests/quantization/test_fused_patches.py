@@ -43,7 +43,7 @@ def using(kernels: str) -> Iterator[None]:
         yield
 
 
-def block_layer(width: int, heads: int, wide: int, last: Format = Q8_0) -> SiglipEncoderLayer:
+def block_layer(width: int, heads: int, wide: int, last: Format = Q8_0, bits: int = 8) -> SiglipEncoderLayer:
     """With numbers by chance, also in biases and norms, and weights in blocks; those of `fc2` as `last` says."""
     numbers = {"hidden_size": width, "intermediate_size": wide, "num_attention_heads": heads}
     layer = SiglipEncoderLayer(SiglipVisionConfig(**numbers, hidden_act="gelu_pytorch_tanh"))
@@ -54,7 +54,7 @@ def block_layer(width: int, heads: int, wide: int, last: Format = Q8_0) -> Sigli
     def in_blocks(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, nn.Linear):
             return None
-        weight, leaf = module.weight, BlockLinear(module, last if name.endswith("fc2") else Q8_0)
+        weight, leaf = module.weight, BlockLinear(module, last if name.endswith("fc2") else Q8_0, bits)
         is_half = leaf.format is F16
         data = weight.half().view(torch.uint8) if is_half else reference.quantize(pad(weight, (0, leaf.padding)), Q8_0)
         leaf.weight = nn.Parameter(leaf.keep(data), requires_grad=False)
@@ -102,6 +102,16 @@ def test_heads_and_pictures_of_any_size(
         layer = block_layer(width, heads, 32)
         wanted, said = layer(hidden, False)[0], FusedPatchLayer(layer)(hidden, False)[0]
     assert float((said - wanted).norm()) <= 0.006 * float(wanted.norm())
+
+
+@each_kernel
+def test_sixteen_bits_are_so_many_in_attention_too(kernels: str) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 300, 288)
+    with using(kernels), torch.no_grad():
+        layer = block_layer(288, 4, 176, bits=16)
+        wanted, said = layer(hidden, False)[0], FusedPatchLayer(layer)(hidden, False)[0]
+    assert float((said - wanted).norm()) <= 0.00018 * float(wanted.norm())
 
 
 @each_kernel

@@ -1,6 +1,6 @@
-"""A cache that holds eight bits for each number: half of bfloat16's memory, and half of what a token reads of it.
+"""A cache that holds eight bits for each number, and for 32 of them the size of their steps: 9/16 of bfloat16's memory.
 
-Of a token each head's key is 127 steps to its largest number, and so is its value; see kernels/reference.py.
+See `in_bytes` in kernels/reference.py.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class QuantizedCache(DynamicCache):
         return from_bytes(keys).to(key_states.dtype), from_bytes(values).to(value_states.dtype)
 
     def append(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """The same with int8 [B, K, S, H + 4], for kernels that read them so: gives [B, K, T, H + 4]."""
+        """The same of what `in_bytes` gave, for kernels that read it so."""
         return super().update(keys, values, layer_idx)
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:

@@ -51,7 +51,7 @@ class BlockSource:
 
 
 def keep_blocks(
-    model: "PreTrainedModel", weights: WeightSource, layout: Layout, quantize: str, dtype: torch.dtype
+    model: "PreTrainedModel", weights: WeightSource, layout: Layout, quantize: str, dtype: torch.dtype, bits: int
 ) -> tuple[WeightSource, dict[str, Callable[[Tensor], Tensor]]]:
     """Replaces the leaves whose weights a GGUF file holds in blocks, or those of the decoder.
 
@@ -61,6 +61,7 @@ def keep_blocks(
         layout: of the model's names.
         quantize: "stored", "q8" or "q4".
         dtype: of activations.
+        bits: of activations where they are multiplied with blocks, 8 or 16.
 
     Returns:
         What to fill the model from, and what `fill` has to do with blocks.
@@ -70,10 +71,12 @@ def keep_blocks(
     """
     from gemlens.quantization.blocks import replace
 
+    if bits not in (8, 16):
+        raise InputError(f"activation_bits is {bits!r}, but it must be 8 or 16.")
     if quantize in ROUNDED:
         formats = _formats(model, *ROUNDED[quantize])
         return weights, {
-            name: partial(_rounded, formats[name], keep) for name, keep in replace(model, formats, dtype).items()
+            name: partial(_rounded, formats[name], keep) for name, keep in replace(model, formats, dtype, bits).items()
         }
     if quantize != STORED:
         raise InputError(
@@ -85,7 +88,7 @@ def keep_blocks(
     formats = {name: found[1] for name, file in names.items() if (found := weights.blocks(file)) is not None}
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     held = {name: form for name, form in formats.items() if name in own}
-    convert = replace(model, held, dtype)
+    convert = replace(model, held, dtype, bits)
     return BlockSource(weights, {names[name]: form for name, form in held.items()}), convert
 
 

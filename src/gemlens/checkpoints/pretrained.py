@@ -79,6 +79,7 @@ def load_pretrained(
     quantization_config: "TorchAoConfig | Mapping[str, Any] | None",
     gguf_file: str | tuple[str, str] | None,
     quantize: str | None,
+    activation_bits: int | None,
     overrides: Mapping[str, Any],
 ) -> Model:
     """The model in eval mode; see `PreTrainedModel.from_pretrained`."""
@@ -94,6 +95,8 @@ def load_pretrained(
     rounding = read_config(quantization_config, stored if config is None else config.extra)
     if quantize is not None and rounding is not None:
         raise InputError("quantize and quantization_config both say how weights are stored; pass one of them.")
+    if quantize is None and activation_bits is not None:
+        raise InputError("activation_bits says how activations meet weights in blocks; pass quantize, too, or neither.")
     weights: WeightSource = open_rounded(files, rounding)
     config = config_class.from_dict(stored if config is None else config.to_dict(), **overrides)
     if dtype is None and rounding is not None:
@@ -107,7 +110,9 @@ def load_pretrained(
         convert = round_leaves(model, weights, layout, rounding, number_format)
         bits = dict.fromkeys(convert, rounding.scheme.bits)
     elif quantize is not None:
-        weights, convert = keep_blocks(model, files, layout, quantize, number_format)
+        weights, convert = keep_blocks(
+            model, files, layout, quantize, number_format, 8 if activation_bits is None else activation_bits
+        )
     placing = placing_for(model, device_map, number_format, bits)
     fresh = _new_heads(model, weights, number_format, placing)
     fill(model, weights, layout, dtype=number_format, device=placing.device_of, fresh=fresh, convert=convert)

@@ -19,7 +19,6 @@ from gemlens.spans import Span, View
 
 _EVER = 2**62  # a window that reaches all
 KEPT = (torch.float32, torch.bfloat16, torch.int8)  # kinds of keys and values, numbered as in kernels.hpp
-STEP_BYTES = 4  # behind H numbers of int8
 
 
 def attend(
@@ -36,7 +35,7 @@ def attend(
     Args:
         query: float32 [B, S, N, H].
         keys: float32 or bfloat16 [B, K, T, H], K dividing N: kv head j serves query heads jG to jG+G-1. Or int8
-            [B, K, T, H + 4], as `in_bytes` of kernels/reference.py gives them.
+            [B, K, T, more than H], as `in_bytes` of kernels/reference.py gives them.
         values: like `keys`.
         view: who sees whom; None: everybody everything.
         scale: what scores are multiplied by.
@@ -52,11 +51,12 @@ def attend(
     """
     batch, _, heads, size = query.shape
     kv_heads, length = keys.shape[1:3]
-    own = batch, size + STEP_BYTES if keys.dtype is torch.int8 else size
+    own = batch, reference.width_in_bytes(size) if keys.dtype is torch.int8 else size
     if keys.shape != values.shape or keys.shape[::3] != own or not kv_heads or heads % kv_heads or not length:
         raise InputError(
             f"query is {tuple(query.shape)}, keys are {tuple(keys.shape)} and values {tuple(values.shape)}, but they "
-            "must be [B, S, N, H] and twice [B, K, T, H], in int8 [B, K, T, H + 4], with K dividing N and T at least 1."
+            "must be [B, S, N, H] and twice [B, K, T, H], or what in_bytes makes of that, with K dividing N and T at "
+            "least 1."
         )
     if query.dtype is not torch.float32 or keys.dtype is not values.dtype or keys.dtype not in KEPT:
         raise InputError(

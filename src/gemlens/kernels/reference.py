@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gemlens.errors import InputError
@@ -28,7 +29,7 @@ WEIGHTS_PER_CHUNK = 2**20
 GROUP = 32  # activations that share a scale
 SMALLEST = 1e-36  # of numbers in eight bits: 127 divided by less is not finite
 _STEPS = 127  # from 0 to the largest of them
-_SCALE = 4  # bytes
+_BYTES = 4  # of the size of a step
 
 
 def dequantize(
@@ -115,40 +116,51 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, view: View | None, scale
 
 
 def in_bytes(states: Tensor) -> Tensor:
-    """Numbers [..., H] as whole steps, the largest 127, and then the size of a step as float32: int8 [..., H + 4].
+    """Numbers [..., H] as whole steps, the largest of each 32 is 127, and then the sizes of steps: int8 [..., H + 4 G].
 
-    Where one of them is not finite, all H become NaN; where none passes SMALLEST, all become 0.
+    Of G = H / 32 groups, rounded up, each has a size, which is a float32. Where one of its numbers is not finite, all
+    become NaN; where none passes SMALLEST, all become 0.
     """
-    numbers = states.float()
-    largest = numbers.abs().amax(-1, keepdim=True)
+    size = states.shape[-1]
+    padded = F.pad(states.float(), (0, -size % GROUP))
+    groups = padded.reshape(*states.shape[:-1], padded.shape[-1] // GROUP, GROUP)
+    largest = groups.abs().amax(-1)
     is_finite = largest.isfinite()
-    factor = torch.where(largest < SMALLEST, 0, _STEPS / largest)
-    steps = torch.where(is_finite, numbers * factor, 0).round().to(torch.int8)
+    factor = torch.where(largest < SMALLEST, 0, torch.full_like(largest, _STEPS) / largest)
+    steps = torch.where(is_finite.unsqueeze(-1), groups * factor.unsqueeze(-1), 0).round().to(torch.int8)
     step = torch.where(is_finite, largest / _STEPS, torch.nan)
-    return torch.cat([steps, step.clone(memory_format=torch.contiguous_format).view(torch.int8)], -1)
+    return torch.cat([steps.flatten(-2)[..., :size], _anew(step).view(torch.int8)], -1)
 
 
-def from_bytes(kept: Tensor) -> Tensor:
-    """The numbers, float32 [..., H], of what `in_bytes` gave."""
-    step = kept[..., -_SCALE:].clone(memory_format=torch.contiguous_format)  # aligned, as a view must be
-    return kept[..., :-_SCALE] * step.view(torch.float32)
+def from_bytes(kept: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers [..., H] of what `in_bytes` gave; exactly in float64, else rounded to float32."""
+    size = kept.shape[-1] - _BYTES * math.ceil(kept.shape[-1] / (GROUP + _BYTES))
+    step = _anew(kept[..., size:]).view(torch.float32).to(dtype)
+    return kept[..., :size] * step.repeat_interleave(GROUP, -1)[..., :size]
 
 
-def eight_bits(x: Tensor) -> Tensor:
-    """Numbers [..., K] as kernels see them: of each 32 the largest is 127 steps of equal size, all are rounded.
-
-    Where one of them is not finite, all 32 become NaN; where none passes SMALLEST, all become 0.
-    """
-    groups = x.float().reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
-    largest = groups.abs().amax(-1, keepdim=True)
-    inverse = torch.full_like(largest, 127) / largest
-    codes = torch.where(largest < SMALLEST, 0, groups * inverse).round()
-    return (codes * (largest / 127)).flatten(-2)
+def width_in_bytes(size: int) -> int:
+    """How many bytes `in_bytes` makes of so many numbers."""
+    return size + _BYTES * math.ceil(size / GROUP)
 
 
-def linear(x: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int]) -> Tensor:
-    """x W^T [..., N], in x's dtype: x [..., K] in eight bits where weights are, sums in float32."""
-    x_as_used = eight_bits(x) if block_format.is_quantized else x.float()
+def _anew(states: Tensor) -> Tensor:
+    """At a place of its own, whose alignment a view as another dtype needs."""
+    return states.clone(memory_format=torch.contiguous_format)
+
+
+def in_bits(x: Tensor, bits: int) -> Tensor:
+    """Numbers [..., K] as kernels multiply them with blocks: in 8 bits, or 16, of which 8 are what the others leave."""
+    kept = in_bytes(x)
+    if bits == 8:
+        return from_bytes(kept)
+    left = x.float() - from_bytes(kept, torch.float64)
+    return from_bytes(kept) + from_bytes(in_bytes(left))
+
+
+def linear(x: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int], bits: int) -> Tensor:
+    """x W^T [..., N], in x's dtype: x [..., K] in so many bits where weights are in blocks, sums in float32."""
+    x_as_used = in_bits(x, bits) if block_format.is_quantized else x.float()
     return (x_as_used @ dequantize(data, block_format, shape).T).to(x.dtype)
 
 

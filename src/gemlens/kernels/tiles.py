@@ -1,7 +1,7 @@
 """Weights in blocks, in the order that kernels read, and the operations on them; each has a twin in reference.py.
 
     pack(data, format, shape) -> Tiles        blocks as a file has them [N, K] -> 16 rows side by side
-    linear(x, tiles)                          [..., K] -> [..., N], activations in eight bits
+    linear(x, tiles)                          [..., K] -> [..., N], activations in eight bits or sixteen
     rows(ids, tiles)                          [...] -> [..., K], as an embedding gives them
 
 Without compiled kernels the blocks stay as they are, and reference.py works on them.
@@ -32,11 +32,13 @@ class Tiles:
         data: uint8, tiles of 16 rows, or the blocks of a file for the reference.
         format: of the blocks.
         shape: (N, K).
+        bits: of activations that are multiplied with it, 8 or 16.
     """
 
     data: Tensor
     format: Format
     shape: tuple[int, int]
+    bits: int = 8
 
 
 class Room:
@@ -89,7 +91,7 @@ def pack(data: Tensor, block_format: Format, shape: tuple[int, int], room: Room 
 
 
 def linear(x: Tensor, tiles: Tiles) -> Tensor:
-    """x W^T [..., N], in x's dtype: x [..., K] in eight bits, 32 numbers to a scale; sums in float32.
+    """x W^T [..., N], in x's dtype: x [..., K] in `tiles.bits`, 32 numbers to a scale; sums in float32.
 
     With weights that are numbers, F16 and BF16, x is as it is.
 
@@ -98,7 +100,7 @@ def linear(x: Tensor, tiles: Tiles) -> Tensor:
     """
     if x.dim() == 0 or x.shape[-1] != tiles.shape[1]:
         raise InputError(f"x has the shape {tuple(x.shape)}, but its last axis must be {tiles.shape[1]}.")
-    result: Tensor = torch.ops.gemlens.linear(x, tiles.data, tiles.format.type_id, *tiles.shape)
+    result: Tensor = torch.ops.gemlens.linear(x, tiles.data, tiles.format.type_id, *tiles.shape, tiles.bits)
     return result
 
 
@@ -131,7 +133,8 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
     native, full = machine().native, x.float().contiguous()
     if native is not None and tiles.format is Q8_0:
         products = torch.empty(tiles.shape[0])
-        given = tiles.data.data_ptr(), tiles.shape[0], tiles.shape[1] // Q8_0.block_size, full.data_ptr(), k
+        blocks = tiles.shape[1] // Q8_0.block_size
+        given = tiles.data.data_ptr(), tiles.shape[0], blocks, tiles.bits // 8, full.data_ptr(), k
         computed = native.largest(Q8_0.type_id, *given, products.data_ptr())
         if computed >= 0:  # x is finite
             return Largest(products, computed / math.ceil(tiles.shape[0] / 16))
@@ -149,14 +152,14 @@ def rows(ids: Tensor, tiles: Tiles) -> Tensor:
     return result
 
 
-def _linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+def _linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int, bits: int) -> Tensor:
     native, block_format = machine().native, BY_TYPE_ID[type_id]
     if native is None:
-        return reference.linear(x, data, block_format, (count, width))
+        return reference.linear(x, data, block_format, (count, width), bits)
     flat = x.reshape(-1, width).float().contiguous()
     result = torch.empty(len(flat), count)
-    blocks = width // block_format.block_size
-    native.linear(type_id, data.data_ptr(), count, blocks, flat.data_ptr(), len(flat), result.data_ptr())
+    matrix = type_id, data.data_ptr(), count, width // block_format.block_size, bits // 8
+    native.linear(*matrix, flat.data_ptr(), len(flat), result.data_ptr())
     return result.view(*x.shape[:-1], count).to(x.dtype)
 
 
@@ -174,7 +177,7 @@ def _rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Te
     raise InputError(f"ids go from {int(flat.min())} to {int(flat.max())}, but there are {count} rows.")
 
 
-def _shape_of_linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int) -> Tensor:
+def _shape_of_linear(x: Tensor, data: Tensor, type_id: int, count: int, width: int, bits: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], count)
 
 
@@ -184,10 +187,10 @@ def _shape_of_rows(ids: Tensor, data: Tensor, type_id: int, count: int, width: i
 
 # As operators of torch they can be part of what torch.compile and torch.export make; shapes are known beforehand.
 _LIBRARY: Any = torch.library.Library("gemlens", "DEF")  # type: ignore[no-untyped-call]
-for _name, _operand, _kernel, _shape in (
-    ("linear", "x", _linear, _shape_of_linear),
-    ("rows", "ids", _rows, _shape_of_rows),
+for _name, _operand, _how, _kernel, _shape in (
+    ("linear", "x", ", int bits", _linear, _shape_of_linear),
+    ("rows", "ids", "", _rows, _shape_of_rows),
 ):
-    _LIBRARY.define(f"{_name}(Tensor {_operand}, Tensor data, int type_id, int count, int width) -> Tensor")
+    _LIBRARY.define(f"{_name}(Tensor {_operand}, Tensor data, int type_id, int count, int width{_how}) -> Tensor")
     _LIBRARY.impl(_name, _kernel, "CPU")
     torch.library.register_fake(f"gemlens::{_name}", _shape, lib=_LIBRARY)

@@ -77,6 +77,7 @@ class PreTrainedModel(nn.Module):
         quantization_config: "TorchAoConfig | Mapping[str, Any] | None" = None,
         gguf_file: str | tuple[str, str] | None = None,
         quantize: str | None = None,
+        activation_bits: int | None = None,
         revision: str = "main",
         subfolder: str = "",
         token: str | bool | None = None,
@@ -101,6 +102,8 @@ class PreTrainedModel(nn.Module):
             quantize: weights in blocks that a CPU computes with as they are, for inference only. "stored": those of a
                 GGUF file, in its size of memory. "q8", "q4": made while loading any checkpoint; with "q4" the decoder's
                 embedding and head and the picture encoder have eight bits.
+            activation_bits: with `quantize`, of activations where they meet blocks: 8, the default; or 16, which takes
+                longer and gives nearly what float32 gives.
             revision, subfolder, token, cache_dir, local_files_only: which files of the hub, as in huggingface_hub.
             **overrides: fields of the config to replace.
 
@@ -124,6 +127,7 @@ class PreTrainedModel(nn.Module):
             quantization_config=quantization_config,
             gguf_file=gguf_file,
             quantize=quantize,
+            activation_bits=activation_bits,
             overrides=overrides,
         )
 

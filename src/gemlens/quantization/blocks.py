@@ -37,12 +37,13 @@ class BlockLinear(_Unsaved, nn.Linear):
     Args:
         layer: the layer.
         block_format: of its weight.
+        bits: of activations that are multiplied with it, 8 or 16.
     """
 
-    def __init__(self, layer: nn.Linear, block_format: Format) -> None:
+    def __init__(self, layer: nn.Linear, block_format: Format, bits: int = 8) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight.requires_grad_(False), layer.bias
-        self.format = block_format
+        self.format, self.bits = block_format, bits
         self.padding = -self.in_features % block_format.block_size
         self._unscreened = 0  # tokens whose largest logits are not looked for
 
@@ -52,10 +53,15 @@ class BlockLinear(_Unsaved, nn.Linear):
         return self.out_features, self.in_features + self.padding
 
     @property
-    def matrix(self) -> tuple[int, int, int, int]:
-        """As native layers take it: the format's number, where the tiles are, rows, and blocks of a row."""
+    def matrix(self) -> tuple[int, int, int, int, int]:
+        """As native layers take it: the format's number, tiles' place, rows, blocks of a row, bytes of activations."""
         rows, width = self.shape
-        return self.format.type_id, self.weight.data_ptr(), rows, width // self.format.block_size
+        return self.format.type_id, self.weight.data_ptr(), rows, width // self.format.block_size, self.bits // 8
+
+    @property
+    def tiles(self) -> Tiles:
+        """As operators take it."""
+        return Tiles(self.weight, self.format, self.shape, self.bits)
 
     def keep(self, blocks: Tensor, room: Room | None = None) -> Tensor:
         """What the layer computes with, of the blocks of a file."""
@@ -64,7 +70,7 @@ class BlockLinear(_Unsaved, nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         padded = F.pad(hidden, (0, self.padding)) if self.padding else hidden
-        result = linear(padded, Tiles(self.weight, self.format, self.shape))
+        result = linear(padded, self.tiles)
         return result if self.bias is None else result + self.bias
 
     def largest(self, hidden: Tensor, count: int) -> Tensor:
@@ -77,14 +83,13 @@ class BlockLinear(_Unsaved, nn.Linear):
         if not screens or hidden.shape[:-1].numel() != 1 or self._unscreened:
             self._unscreened = max(0, self._unscreened - 1)
             return self(hidden)
-        tiles = Tiles(self.weight, self.format, self.shape)
-        found = largest(hidden.flatten(), tiles, min(count, self.out_features))
+        found = largest(hidden.flatten(), self.tiles, min(count, self.out_features))
         self._unscreened = _UNSCREENED if found.computed > 0.5 else 0
         return found.products.view(*hidden.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """Shape and format."""
-        return f"{super().extra_repr()}, weight={self.format.name}"
+        return f"{super().extra_repr()}, weight={self.format.name}, activations of {self.bits} bits"
 
 
 class BlockEmbedding(_Unsaved, nn.Embedding):
@@ -114,7 +119,7 @@ class BlockEmbedding(_Unsaved, nn.Embedding):
 
 
 def replace(
-    model: nn.Module, formats: Mapping[str, Format], dtype: torch.dtype
+    model: nn.Module, formats: Mapping[str, Format], dtype: torch.dtype, bits: int
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Puts leaves with weights in blocks in the place of linear layers and embeddings.
 
@@ -122,6 +127,7 @@ def replace(
         model: on the meta device.
         formats: of weights, by their names.
         dtype: of activations.
+        bits: of activations where they are multiplied with blocks, 8 or 16.
 
     Returns:
         Name of a weight -> what makes of its blocks the tensor that the leaf keeps.
@@ -140,7 +146,7 @@ def replace(
                 "without quantize."
             )
         if isinstance(layer, nn.Linear):
-            leaves[name] = BlockLinear(layer, block_format)
+            leaves[name] = BlockLinear(layer, block_format, bits)
         elif isinstance(layer, nn.Embedding):
             leaves[name] = BlockEmbedding(layer, block_format, dtype)
         else:

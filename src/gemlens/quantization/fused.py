@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
 from gemlens.caches.quantized import QuantizedCache
-from gemlens.kernels.attention import KEPT, STEP_BYTES, addresses, attend, numbers_of, reach
+from gemlens.kernels.attention import KEPT, addresses, attend, numbers_of, reach
 from gemlens.kernels.machine import machine
+from gemlens.kernels.reference import width_in_bytes
 from gemlens.models.decoder import Call, DecoderLayer, Layers
 from gemlens.models.layers import ACTIVATIONS, RMSNorm
 from gemlens.models.swap import swap
@@ -75,7 +76,7 @@ class FusedLayer(nn.Module):
         if cache is not None:
             kept = HELD.get(type(cache), dtype)  # others may have made room already
             key, value = _as_kept(key, kept), _as_kept(value, kept)
-        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H], or H + 4 in int8
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H], or more in int8
         if cache is not None:
             put = cache.append if isinstance(cache, QuantizedCache) else cache.update
             keys, values = put(keys, values, attention.layer_idx)
@@ -117,7 +118,7 @@ def _as_kept(states: Tensor, dtype: torch.dtype) -> Tensor:
     """
     native, size = machine().native, states.shape[-1]
     assert native is not None  # can_fuse asked for it
-    rounded = torch.empty(*states.shape[:-1], size + STEP_BYTES if dtype is torch.int8 else size, dtype=dtype)
+    rounded = torch.empty(*states.shape[:-1], width_in_bytes(size) if dtype is torch.int8 else size, dtype=dtype)
     if dtype is torch.int8:
         native.to_bytes(states.data_ptr(), states.numel() // size, size, rounded.data_ptr())
     elif dtype is torch.bfloat16:

@@ -90,19 +90,20 @@ const Mixer& coarse_mixer() {
     return chosen_attention->mixer;
 }
 
-Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width)
-    : numbers(numbers), count(count), width_(width), panel_(count < MANY ? 1 : PANEL),
-      groups_((count + panel_ - 1) / panel_ * panel_ * (width / 32)) {
-    for (std::int64_t t = count; t % panel_; ++t)  // of the last panel, which nobody reads the products of
-        for (std::int64_t g = 0; g < width / 32; ++g) place_of(t)[g * panel_] = Group{};
+Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts)
+    : numbers(numbers), count(count), width_(width), parts_(parts), panel_(count < MANY ? 1 : PANEL),
+      groups_((lines() + panel_ - 1) / panel_ * panel_ * (width / 32)) {
+    for (std::int64_t line = lines(); line % panel_; ++line)  // of the last panel, which nobody reads the products of
+        for (std::int64_t g = 0; g < width / 32; ++g) place_of(line)[g * panel_] = Group{};
 }
 
-Group* Tokens::place_of(std::int64_t token) const {
-    return groups_.data() + token / panel_ * panel_ * (width_ / 32) + token % panel_;
+Group* Tokens::place_of(std::int64_t line) const {
+    return groups_.data() + line / panel_ * panel_ * (width_ / 32) + line % panel_;
 }
 
 void Tokens::quantize(std::int64_t token) const {
-    chosen->quantize(numbers + token * width_, width_ / 32, panel_, place_of(token));
+    Group *own = place_of(token * parts_), *last = place_of(token * parts_ + parts_ - 1);
+    chosen->quantize(numbers + token * width_, width_ / 32, panel_, last - own, own);
 }
 
 void multiply(std::initializer_list<Product> products, const Tokens& x) {
@@ -115,11 +116,11 @@ void multiply(std::initializer_list<Product> products, const Tokens& x) {
             const std::int64_t own = matrix->tile_rows();
             const std::int64_t from = std::clamp<std::int64_t>(first - before, 0, own);
             const std::int64_t to = std::clamp<std::int64_t>(last - before, 0, own);
-            const auto& [format, tiles, rows, blocks] = *matrix;
+            const auto& [format, tiles, rows, blocks, parts] = *matrix;
             if (from < to && matrix->has_numbers())
                 chosen->linear_numbers(format, tiles, rows, blocks, from, to, x.numbers, x.count, y);
             else if (from < to)
-                linear(format, tiles, rows, blocks, from, to, x.groups(), x.count, y);
+                linear(format, tiles, rows, blocks, from, to, x.groups(), x.lines(), parts, y);
             before += own;
         }
     });

@@ -44,6 +44,7 @@ struct Matrix {
     int format;
     const std::uint8_t* tiles;
     std::int64_t rows, blocks;
+    int parts;  // of eight bits each, that numbers of tokens are the sum of where they are multiplied with it: 1 or 2
 
     bool has_numbers() const { return kernels().layout(format).block == 1; }
     std::int64_t width() const { return blocks * kernels().layout(format).block; }
@@ -55,29 +56,33 @@ struct Product {
     float* y;  // [tokens, rows]
 };
 
-// Tokens as they are, and in eight bits: [tokens, groups], or in panels where there are MANY; see `linear_panels`.
+// Tokens as they are, and in lines of eight bits: [lines, groups], or in panels where there are MANY; see `linear_panels`.
 class Tokens {
 public:
-    Tokens(const float* numbers, std::int64_t count, std::int64_t width);
+    Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts);
 
     void quantize(std::int64_t token) const;
 
     const float* numbers;
     std::int64_t count;
+    std::int64_t lines() const { return count * parts_; }
     const Group* groups() const { return groups_.data(); }
 
 private:
-    Group* place_of(std::int64_t token) const;
+    Group* place_of(std::int64_t line) const;
 
-    std::int64_t width_, panel_;
+    std::int64_t width_;
+    int parts_;
+    std::int64_t panel_;
     Room<Group> groups_;
 };
 constexpr std::int64_t MANY = 16;
 
-// x [tokens, width] in eight bits; make(t) first makes the numbers of token t, where they are still to be made.
+// x [tokens, width], as it is multiplied with matrices like one; make(t) first makes the numbers of token t, where they are
+// still to be made.
 template <class Each>
-Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width, Each make) {
-    Tokens found(x, tokens, width);
+Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens, Each make) {
+    Tokens found(x, tokens, like.width(), like.parts);
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t t = first; t < last; ++t) {
             make(t);
@@ -86,11 +91,11 @@ Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width, Each m
     });
     return found;
 }
-inline Tokens quantized(const float* x, std::int64_t tokens, std::int64_t width) {
-    return quantized(x, tokens, width, [](std::int64_t) {});
+inline Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens) {
+    return quantized(like, x, tokens, [](std::int64_t) {});
 }
 
-// Several matrices times the same tokens.
+// Several matrices times the same tokens; all have as many parts.
 void multiply(std::initializer_list<Product> products, const Tokens& x);
 
 }  // namespace gemlens

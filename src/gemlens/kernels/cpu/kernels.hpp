@@ -18,9 +18,11 @@ struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them
 };
 
-// How numbers of keys and values are kept: as float, bfloat16, or bytes. After the bytes of a head comes a float by which
-// they are multiplied.
+// How numbers of keys and values are kept: as float, bfloat16, or bytes. After the bytes of a head come floats, by each of
+// which 32 of them are multiplied.
 enum class Kept { FLOATS, BRAINS, BYTES };  // numbered as in kernels/attention.py
+constexpr std::int64_t BYTES = 32;  // that share a float
+inline std::int64_t width_of_bytes(std::int64_t size) { return size + 4 * ((size + BYTES - 1) / BYTES); }
 inline std::int64_t size_of(Kept kept) { return kept == Kept::FLOATS ? 4 : kept == Kept::BRAINS ? 2 : 1; }
 
 // Some of the keys that the queries of one group of heads see, and what is made of them.
@@ -50,14 +52,16 @@ struct Kernels {
     // row `row` of tiles -> weights [blocks * block]
     void (*row)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
                 float* weights);
-    // group g goes to quantized[g * stride]
-    void (*quantize)(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized);
-    // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`
+    // group g goes to quantized[g * stride]; and what it leaves of the numbers to the group that is `rest` after it, unless
+    // that is 0
+    void (*quantize)(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized);
+    // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`; `parts` lines of x, one
+    // after the other, are a token, whose products are the sum of theirs
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t tokens, float* y);
-    // the same for many tokens, whose groups come in panels: group g of token t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
+                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y);
+    // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
-                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t tokens, float* y);
+                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y);
     // the same with weights that are numbers, F16 or BF16, and tokens as they are; `width` of them to a row
     void (*linear_numbers)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width,
                            std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y);
@@ -75,7 +79,7 @@ struct Kernels {
     void (*look)(const Look& at);
     // numbers in bfloat16, to the nearest even
     void (*to_brains)(const float* numbers, std::int64_t count, std::uint16_t* brains);
-    // numbers in bytes, and behind them the float by which these are multiplied
+    // numbers in bytes, and behind them the floats by which these are multiplied
     void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
     // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
@@ -84,7 +88,7 @@ struct Kernels {
 };
 
 constexpr std::int64_t LOOK = 128;
-constexpr int PANEL = 8;  // tokens whose groups lie side by side where there are many
+constexpr int PANEL = 8;  // lines whose groups lie side by side where there are many
 
 // Positions, blocks and segments of tokens, as gemlens.spans has them: row r's are at + r * row. No segments: at is null.
 struct Sight {

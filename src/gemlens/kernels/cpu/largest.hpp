@@ -7,8 +7,8 @@
 
 namespace gemlens {
 
-// products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as larger than all.
+// Of one token. products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as larger than all.
 // Returns how many tiles were computed.
-std::int64_t largest(const Matrix& matrix, const Group* x, std::int64_t k, float* products);
+std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, float* products);
 
 }  // namespace gemlens

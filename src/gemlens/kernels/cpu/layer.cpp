@@ -14,7 +14,7 @@ void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by
     const std::int64_t width = query.width();
     const Numbers normed(tokens * width);
     multiply({{&query, queries}, {&key, keys}, {&value, values}},
-             quantized(normed.data(), tokens, width, [&](std::int64_t t) {
+             quantized(query, normed.data(), tokens, [&](std::int64_t t) {
                  kernels().norm(hidden + t * width, before_attention, width, eps, normed.data() + t * width);
              }));
     const auto turn = [&](float* head, const float* weight, std::int64_t token) {
@@ -44,14 +44,14 @@ void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden,
     for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
         const std::int64_t count = std::min(STRETCH, tokens - begin);
         float* own = result + begin * width;
-        multiply({{&output, part.data()}}, quantized(mixed + begin * heads * size, count, heads * size));
+        multiply({{&output, part.data()}}, quantized(output, mixed + begin * heads * size, count));
         multiply({{&gate, inner.data()}, {&up, upper.data()}},
-                 quantized(normed.data(), count, width, [&](std::int64_t t) {
+                 quantized(gate, normed.data(), count, [&](std::int64_t t) {
                      const std::int64_t at = t * width;
                      add(part.data() + at, after_attention, hidden + begin * width + at, own + at);
                      kernels().norm(own + at, before_mlp, width, eps, normed.data() + at);
                  }));
-        multiply({{&down, part.data()}}, quantized(inner.data(), count, gate.rows, [&](std::int64_t t) {
+        multiply({{&down, part.data()}}, quantized(down, inner.data(), count, [&](std::int64_t t) {
                      kernels().gate(inner.data() + t * gate.rows, upper.data() + t * gate.rows, gate.rows);
                  }));
         spread(count, 8, [&](std::int64_t first, std::int64_t last) {
@@ -66,7 +66,7 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
     const Numbers queries(tokens * heads * size), mixed(tokens * heads * size), keys(tokens * own), values(tokens * own);
     project(tokens, hidden, by, queries.data(), keys.data(), values.data());
     const bool in_bytes = seen.kept == Kept::BYTES;
-    const std::int64_t next = size + (in_bytes ? std::int64_t{sizeof(float)} : 0);
+    const std::int64_t next = in_bytes ? width_of_bytes(size) : size;
     const auto put = [&](const float* states, void* all, std::int64_t place) {
         if (in_bytes)
             kernels().to_bytes(states, size, static_cast<std::int8_t*>(all) + place);

@@ -69,11 +69,11 @@ void to_brains(std::uintptr_t numbers, std::int64_t count, std::uintptr_t brains
     });
 }
 
-// numbers [count, size] -> [count, size + 4] bytes
+// numbers [count, size] -> bytes, and the floats behind them
 void to_bytes(std::uintptr_t numbers, std::int64_t count, std::int64_t size, std::uintptr_t bytes) {
     spread(count, 16, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first; i < last; ++i)
-            kernels().to_bytes(at<float>(numbers) + i * size, size, at<std::int8_t>(bytes) + i * (size + 4));
+            kernels().to_bytes(at<float>(numbers) + i * size, size, at<std::int8_t>(bytes) + i * width_of_bytes(size));
     });
 }
 
@@ -84,26 +84,25 @@ void norm(std::uintptr_t x, std::uintptr_t weight, std::int64_t tokens, std::int
     });
 }
 
-void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x,
+void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
             std::int64_t tokens, std::uintptr_t y) {
-    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-    multiply({{&matrix, at<float>(y)}}, quantized(at<float>(x), tokens, matrix.width()));
+    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks, parts};
+    multiply({{&matrix, at<float>(y)}}, quantized(matrix, at<float>(x), tokens));
 }
 
 // How many tiles were computed; -1 where x is not finite, and nothing is written.
-std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, std::uintptr_t x, std::int64_t k,
-                std::uintptr_t products) {
-    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks};
-    const Tokens token = quantized(at<float>(x), 1, matrix.width());
+std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
+                        std::int64_t k, std::uintptr_t products) {
+    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks, parts};
+    const Tokens token = quantized(matrix, at<float>(x), 1);
     const Group* const groups = token.groups();
-    if (std::any_of(groups, groups + matrix.width() / 32, [](const Group& group) { return std::isnan(group.scale); }))
-        return -1;
-    return largest(matrix, groups, k, at<float>(products));
+    if (std::any_of(groups, groups + matrix.blocks, [](const Group& group) { return std::isnan(group.scale); })) return -1;
+    return largest(matrix, token, k, at<float>(products));
 }
 
 Matrix matrix(const nb::tuple& parts) {
     return {nb::cast<int>(parts[0]), at<std::uint8_t>(nb::cast<std::uintptr_t>(parts[1])),
-            nb::cast<std::int64_t>(parts[2]), nb::cast<std::int64_t>(parts[3])};
+            nb::cast<std::int64_t>(parts[2]), nb::cast<std::int64_t>(parts[3]), nb::cast<int>(parts[4])};
 }
 
 // `spans`: address and row of positions, blocks and segments of queries, then of keys.
@@ -149,7 +148,7 @@ PatchLayer patch_layer(const nb::list& affines, const std::vector<std::pair<std:
     Affine* places[] = {&made.query, &made.key, &made.value, &made.output, &made.inner, &made.outer};
     for (std::size_t i = 0; i < 6; ++i) {
         const nb::tuple parts = nb::cast<nb::tuple>(affines[i]);
-        *places[i] = {matrix(parts), at<float>(nb::cast<std::uintptr_t>(parts[4]))};
+        *places[i] = {matrix(parts), at<float>(nb::cast<std::uintptr_t>(parts[5]))};
     }
     made.before_attention = {at<float>(norms[0].first), at<float>(norms[0].second)};
     made.before_mlp = {at<float>(norms[1].first), at<float>(norms[1].second)};

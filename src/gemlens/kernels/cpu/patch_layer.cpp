@@ -46,7 +46,7 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
             multiply({{&query.matrix, queries.data() + from},
                       {&key.matrix, keys.data() + from},
                       {&value.matrix, values.data() + from}},
-                     quantized(normed.data(), count, width, [&](std::int64_t t) {
+                     quantized(query.matrix, normed.data(), count, [&](std::int64_t t) {
                          normalize(before_attention, own + from + t * width, normed.data() + t * width);
                      }));
             spread(count, 8, [&](std::int64_t first, std::int64_t last) {
@@ -61,7 +61,7 @@ void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidde
         const float scale = 1.0f / std::sqrt(static_cast<float>(size));
         attend({heads, heads, size, scale, 0.0f},
                {1, patches, patches, keys.data(), values.data(), Kept::FLOATS, patches * width, size, width, nullptr,
-                !query.matrix.has_numbers()},
+                query.matrix.parts == 1 && !query.matrix.has_numbers()},
                queries.data(), queries.data());
         finish(patches, queries.data(), own, result + row * patches * width);
     }
@@ -75,13 +75,13 @@ void PatchLayer::finish(std::int64_t tokens, const float* mixed, const float* hi
     for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
         const std::int64_t count = std::min(STRETCH, tokens - begin);
         float* own = result + begin * width;
-        multiply({{&output.matrix, part.data()}}, quantized(mixed + begin * width, count, width));
-        multiply({{&inner.matrix, raised.data()}}, quantized(normed.data(), count, width, [&](std::int64_t t) {
+        multiply({{&output.matrix, part.data()}}, quantized(output.matrix, mixed + begin * width, count));
+        multiply({{&inner.matrix, raised.data()}}, quantized(inner.matrix, normed.data(), count, [&](std::int64_t t) {
                      const std::int64_t at = t * width;
                      add(width, part.data() + at, output.bias, hidden + begin * width + at, own + at);
                      normalize(before_mlp, own + at, normed.data() + at);
                  }));
-        multiply({{&outer.matrix, part.data()}}, quantized(activated.data(), count, padded, [&](std::int64_t t) {
+        multiply({{&outer.matrix, part.data()}}, quantized(outer.matrix, activated.data(), count, [&](std::int64_t t) {
                      float* y = activated.data() + t * padded;
                      kernels().activate(raised.data() + t * wide, inner.bias, wide, y);
                      std::fill(y + wide, y + padded, 0.0f);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "look.hpp"
@@ -14,7 +15,7 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
-constexpr std::int64_t CACHE = 1 << 18;  // bytes of tokens that are read again for each tile
+constexpr std::int64_t CACHE = 1 << 18;  // bytes of lines that are read again for each tile
 
 // Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
 template <class Tile, class Byte>
@@ -109,13 +110,21 @@ void put_codes(const float* numbers, float factor, Group& group) {
 #endif
 }
 
-void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, Group* quantized) {
+void put_group(const float* numbers, Group& group) {
+    const Steps steps = steps_of(numbers, GROUP);
+    put_codes(numbers, steps.factor, group);
+    group.scale = steps.scale;
+    group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
+}
+
+void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized) {
     for (std::int64_t g = 0; g < groups; ++g, numbers += GROUP) {
         Group& group = quantized[g * stride];
-        const Steps steps = steps_of(numbers, GROUP);
-        put_codes(numbers, steps.factor, group);
-        group.scale = steps.scale;
-        group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
+        put_group(numbers, group);
+        if (rest == 0) continue;
+        float left[GROUP];
+        for (int i = 0; i < GROUP; ++i) left[i] = std::fma(-group.scale, static_cast<float>(group.codes[i]), numbers[i]);
+        put_group(left, quantized[g * stride + rest]);
     }
 }
 
@@ -135,7 +144,7 @@ Weights group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) 
     return found;
 }
 
-// Adds the products of 16 rows with a group of COUNT tokens; token t's group is x[t * stride].
+// Adds the products of 16 rows with a group of COUNT lines; line t's group is x[t * stride].
 template <class Tile, int COUNT>
 void add_products(const Weights& weights, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
 #pragma GCC unroll 8  // or results would lie in memory
@@ -161,24 +170,24 @@ void add_products(const Weights& weights, const Group* x, std::int64_t stride, S
     }
 }
 
-// Puts the products of `count` tokens with the 16 rows of a tile into y [tokens, rows].
-void put_products(const Simd::Floats* results, int count, std::int64_t number, std::int64_t rows, float* y) {
+// Puts the products of `count` lines with the 16 rows of a tile into y [tokens, rows].
+void put_products(const Simd::Floats* results, int count, int parts, std::int64_t number, std::int64_t rows, float* y) {
     const std::int64_t from = number * ROWS, width = std::min<std::int64_t>(ROWS, rows - from);
-    for (int t = 0; t < count; ++t) {
-        float* place = y + t * rows + from;
+    for (float* place = y + from; count > 0; place += rows, results += parts, count -= parts) {
+        const auto products = parts == 2 ? Simd::plus(results[0], results[1]) : results[0];
         if (width == ROWS) {
-            Simd::store(place, results[t]);
+            Simd::store(place, products);
         } else {
             float values[ROWS];
-            Simd::store(values, results[t]);
+            Simd::store(values, products);
             std::copy(values, values + width, place);
         }
     }
 }
 
 template <class Tile, int COUNT>
-void few_tokens(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
-                const Group* x, float* y) {
+void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
+               const Group* x, int parts, float* y) {
     constexpr int EACH = Tile::BLOCK / GROUP;
     const std::int64_t groups = blocks * EACH;
     auto [tile, rest] = at;
@@ -186,32 +195,35 @@ void few_tokens(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int6
     for (auto& result : results) result = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
         for (int g = 0; g < EACH; ++g, ++x) add_products<Tile, COUNT>(group_of<Tile>(tile, rest, g), x, groups, results);
-    put_products(results, COUNT, number, rows, y);
+    put_products(results, COUNT, parts, number, rows, y);
 }
 
 void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-            std::int64_t last, const Group* x, std::int64_t tokens, float* y) {
+            std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         const std::int64_t groups = blocks * (Tile::BLOCK / GROUP);
         for (std::int64_t number = first; number < last; ++number) {
             const Place<Tile, const std::uint8_t> at(tiles, rows, blocks, number);
+            const auto some = [&](auto count, std::int64_t t) {  // an even number of lines, or a token is one
+                few_lines<Tile, decltype(count)::value>(at, rows, blocks, number, x + t * groups, parts, y + t / parts * rows);
+            };
             std::int64_t t = 0;
-            for (; t + 8 <= tokens; t += 8) few_tokens<Tile, 8>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t + 4 <= tokens; t += 4) few_tokens<Tile, 4>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t + 2 <= tokens; t += 2) few_tokens<Tile, 2>(at, rows, blocks, number, x + t * groups, y + t * rows);
-            for (; t < tokens; ++t) few_tokens<Tile, 1>(at, rows, blocks, number, x + t * groups, y + t * rows);
+            for (; t + 8 <= lines; t += 8) some(std::integral_constant<int, 8>{}, t);
+            for (; t + 4 <= lines; t += 4) some(std::integral_constant<int, 4>{}, t);
+            for (; t + 2 <= lines; t += 2) some(std::integral_constant<int, 2>{}, t);
+            for (; t < lines; ++t) some(std::integral_constant<int, 1>{}, t);
         }
     });
 }
 
-// Many tokens: a tile is unpacked once for a stretch of them that stays in a core's own cache.
+// Many lines: a tile is unpacked once for a stretch of them that stays in a core's own cache.
 void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t tokens, float* y) {
+                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y) {
     with_tile(format, [&](auto empty) {
         using Tile = decltype(empty);
         constexpr int EACH = Tile::BLOCK / GROUP;
-        const std::int64_t groups = blocks * EACH, panels = (tokens + PANEL - 1) / PANEL;
+        const std::int64_t groups = blocks * EACH, panels = (lines + PANEL - 1) / PANEL;
         const std::int64_t stretch = std::max<std::int64_t>(1, CACHE / (groups * PANEL * std::int64_t{sizeof(Group)}));
         thread_local std::vector<Weights> unpacked;
         unpacked.resize(static_cast<std::size_t>(groups));
@@ -227,8 +239,8 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (auto& result : results) result = Simd::zero();
                     for (std::int64_t g = 0; g < groups; ++g)
                         add_products<Tile, PANEL>(unpacked[static_cast<std::size_t>(g)], own + g * PANEL, 1, results);
-                    const int count = static_cast<int>(std::min<std::int64_t>(PANEL, tokens - panel * PANEL));
-                    put_products(results, count, number, rows, y + panel * PANEL * rows);
+                    const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
+                    put_products(results, count, parts, number, rows, y + panel * PANEL / parts * rows);
                 }
             }
     });

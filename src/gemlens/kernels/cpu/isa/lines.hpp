@@ -43,8 +43,7 @@ inline void widen(const void* all, std::int64_t from, Kept kept, std::int64_t co
     const auto* const bytes = static_cast<const std::int8_t*>(place);
     const auto* const brains = static_cast<const std::uint16_t*>(place);
     if (kept == Kept::BYTES) {
-        const float step = step_of(bytes, count);
-        for (std::int64_t i = 0; i < count; ++i) numbers[i] = step * static_cast<float>(bytes[i]);
+        for (std::int64_t i = 0; i < count; ++i) numbers[i] = step_of(bytes, count, i) * static_cast<float>(bytes[i]);
     } else if (kept == Kept::BRAINS) {
         std::transform(brains, brains + count, numbers, from_brain);
     } else {

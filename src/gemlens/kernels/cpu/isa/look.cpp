@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 #include "simd.hpp"
 
@@ -16,13 +15,18 @@ namespace {
 using Brain = std::uint16_t;
 using Byte = std::int8_t;
 
-Simd::Floats load(const float* place) { return Simd::load(place); }
-Simd::Floats load(const Brain* place) { return Simd::brains(reinterpret_cast<const std::uint8_t*>(place)); }
-Simd::Floats load(const Byte* place) { return Simd::signed_bytes(reinterpret_cast<const std::uint8_t*>(place)); }
-
-float number(float value) { return value; }
-float number(Brain value) { return from_brain(value); }
-float number(Byte value) { return value; }
+// Of the `size` numbers of a head: sixteen from number i on, which is a multiple of them, or that one.
+Simd::Floats sixteen(const float* head, std::int64_t, std::int64_t i) { return Simd::load(head + i); }
+Simd::Floats sixteen(const Brain* head, std::int64_t, std::int64_t i) {
+    return Simd::brains(reinterpret_cast<const std::uint8_t*>(head + i));
+}
+Simd::Floats sixteen(const Byte* head, std::int64_t size, std::int64_t i) {
+    const auto steps = Simd::signed_bytes(reinterpret_cast<const std::uint8_t*>(head + i));
+    return Simd::multiply(steps, Simd::all(step_of(head, size, i)));
+}
+float number(const float* head, std::int64_t, std::int64_t i) { return head[i]; }
+float number(const Brain* head, std::int64_t, std::int64_t i) { return from_brain(head[i]); }
+float number(const Byte* head, std::int64_t size, std::int64_t i) { return step_of(head, size, i) * static_cast<float>(head[i]); }
 
 
 // Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
@@ -32,34 +36,35 @@ void scores_of(const float* queries, const Stored* key, std::int64_t size, float
     for (auto& sum : sums) sum = Simd::zero();
     std::int64_t i = 0;
     for (; i + ROWS <= size; i += ROWS) {
-        const auto part = load(key + i);
+        const auto part = sixteen(key, size, i);
 #pragma GCC unroll 4
         for (int q = 0; q < COUNT; ++q) sums[q] = Simd::multiply_add(Simd::load(queries + q * size + i), part, sums[q]);
     }
     for (int q = 0; q < COUNT; ++q) {
         float score = Simd::sum(sums[q]);
-        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * number(key[rest]);
+        for (std::int64_t rest = i; rest < size; ++rest) score += queries[q * size + rest] * number(key, size, rest);
         scores[q * stride] = score;
     }
 }
 
-// COUNT sums over keys of weights [COUNT, stride] times values, WIDE times 16 columns of them; the next is `next` further.
+// COUNT sums over keys of weights [COUNT, stride] times values, WIDE times 16 columns of them from one on; the next value is
+// `next` further.
 template <int COUNT, int WIDE, class Stored>
 void mix_columns(const float* weights, std::int64_t stride, const Stored* values, std::int64_t length, std::int64_t next,
-                 std::int64_t size, float* mixed) {
+                 std::int64_t size, std::int64_t column, float* mixed) {
     Simd::Floats sums[COUNT][WIDE];
     for (auto& row : sums)
         for (auto& sum : row) sum = Simd::zero();
     for (std::int64_t t = 0; t < length; ++t)
 #pragma GCC unroll 4
         for (int c = 0; c < WIDE; ++c) {
-            const auto part = load(values + t * next + c * ROWS);
+            const auto part = sixteen(values + t * next, size, column + c * ROWS);
 #pragma GCC unroll 4
             for (int q = 0; q < COUNT; ++q)
                 sums[q][c] = Simd::multiply_add(Simd::all(weights[q * stride + t]), part, sums[q][c]);
         }
     for (int q = 0; q < COUNT; ++q)
-        for (int c = 0; c < WIDE; ++c) Simd::store(mixed + q * size + c * ROWS, sums[q][c]);
+        for (int c = 0; c < WIDE; ++c) Simd::store(mixed + q * size + column + c * ROWS, sums[q][c]);
 }
 
 template <int COUNT, class Stored>
@@ -67,14 +72,8 @@ void look_of(const Look& at, std::int64_t first) {
     const float* queries = at.queries + first * at.size;
     const Stored *keys = static_cast<const Stored*>(at.keys), *values = static_cast<const Stored*>(at.values);
     float scores[COUNT][LOOK];
-    const auto scale = [&](std::int64_t t, const Stored* states) {
-        if constexpr (std::is_same_v<Stored, Byte>)
-            for (int q = 0; q < COUNT; ++q) scores[q][t] *= step_of(states + t * at.next, at.size);
-    };
-    for (std::int64_t t = 0; t < at.length; ++t) {
+    for (std::int64_t t = 0; t < at.length; ++t)
         scores_of<COUNT>(queries, keys + t * at.next, at.size, &scores[0][t], LOOK);
-        scale(t, keys);
-    }
     for (int q = 0; q < COUNT; ++q) {
         float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
         for (std::int64_t t = 0; t < at.length; ++t) {
@@ -92,18 +91,17 @@ void look_of(const Look& at, std::int64_t first) {
         at.most[first + q] = most;
         at.total[first + q] = total;
     }
-    for (std::int64_t t = 0; t < at.length; ++t) scale(t, values);
     constexpr int WIDE = Simd::COLUMNS;
     float* mixed = at.mixed + first * at.size;
     std::int64_t i = 0;
     for (; i + WIDE * ROWS <= at.size; i += WIDE * ROWS)
-        mix_columns<COUNT, WIDE>(scores[0], LOOK, values + i, at.length, at.next, at.size, mixed + i);
+        mix_columns<COUNT, WIDE>(scores[0], LOOK, values, at.length, at.next, at.size, i, mixed);
     for (; i + ROWS <= at.size; i += ROWS)
-        mix_columns<COUNT, 1>(scores[0], LOOK, values + i, at.length, at.next, at.size, mixed + i);
+        mix_columns<COUNT, 1>(scores[0], LOOK, values, at.length, at.next, at.size, i, mixed);
     for (; i < at.size; ++i)
         for (int q = 0; q < COUNT; ++q) {
             float sum = 0.0f;
-            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * number(values[t * at.next + i]);
+            for (std::int64_t t = 0; t < at.length; ++t) sum += scores[q][t] * number(values + t * at.next, at.size, i);
             mixed[q * at.size + i] = sum;
         }
 }
@@ -127,9 +125,13 @@ void to_brains(const float* numbers, std::int64_t count, std::uint16_t* brains) 
 }
 
 void to_bytes(const float* numbers, std::int64_t count, std::int8_t* bytes) {
-    const Steps steps = steps_of(numbers, count);
-    for (std::int64_t i = 0; i < count; ++i) bytes[i] = static_cast<std::int8_t>(whole_of(steps.factor * numbers[i]));
-    std::memcpy(bytes + count, &steps.scale, sizeof steps.scale);
+    std::int8_t* end = bytes + count;
+    for (std::int64_t i = 0; i < count; i += BYTES, end += sizeof(float)) {
+        const std::int64_t some = std::min(BYTES, count - i);
+        const Steps steps = steps_of(numbers + i, some);
+        for (std::int64_t j = i; j < i + some; ++j) bytes[j] = static_cast<std::int8_t>(whole_of(steps.factor * numbers[j]));
+        std::memcpy(end, &steps.scale, sizeof steps.scale);
+    }
 }
 
 }  // namespace GEMLENS_ISA

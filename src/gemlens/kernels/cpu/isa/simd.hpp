@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../kernels.hpp"
+
 namespace gemlens {
 inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
 
@@ -58,10 +60,10 @@ inline Steps steps_of(const float* numbers, std::int64_t count) {
     return {largest >= SMALLEST ? 127.0f / largest : 0.0f, largest / 127.0f};
 }
 
-// What stands behind numbers in bytes: the size of their steps.
-inline float step_of(const std::int8_t* bytes, std::int64_t count) {
+// What stands behind `count` bytes: of number i, the size of its steps.
+inline float step_of(const std::int8_t* bytes, std::int64_t count, std::int64_t i) {
     float step;
-    std::memcpy(&step, bytes + count, sizeof step);
+    std::memcpy(&step, bytes + count + i / BYTES * std::int64_t{sizeof step}, sizeof step);
     return step;
 }
 
