@@ -37,12 +37,17 @@ inline void put_nibbles(std::uint8_t* nibbles, int row, const std::uint8_t* code
         std::memcpy(nibbles + 64 * j + 4 * row, &both, sizeof both);
     }
 }
-inline void put_fifths(std::uint8_t* bits, int row, const std::uint8_t* codes) {
+// Bit i of `fifths` is that of code i.
+inline void put_fifths(std::uint8_t* bits, int row, std::uint32_t fifths) {
+    for (int j = 0; j < QUADS; ++j) bits[8 * j + row / 2] |= static_cast<std::uint8_t>((fifths >> (4 * j) & 15) << (row % 2 * 4));
+}
+inline std::uint32_t fifths_of(const std::uint8_t* codes) {
+    std::uint32_t all = 0;
     for (int j = 0; j < QUADS; ++j) {
         const std::uint32_t fifths = word_at(codes + 4 * j) >> 4 & 0x01010101;
-        const int four = static_cast<int>((fifths | fifths >> 7 | fifths >> 14 | fifths >> 21) & 15);
-        bits[8 * j + row / 2] |= static_cast<std::uint8_t>(four << (row % 2 * 4));
+        all |= ((fifths | fifths >> 7 | fifths >> 14 | fifths >> 21) & 15) << (4 * j);
     }
+    return all;
 }
 inline void put_pairs(std::uint8_t* pairs, int row, const std::uint8_t* codes) {
     for (int part = 0; part < 2; ++part) {
@@ -51,12 +56,9 @@ inline void put_pairs(std::uint8_t* pairs, int row, const std::uint8_t* codes) {
         std::memcpy(pairs + 64 * part + 4 * row, &four, sizeof four);
     }
 }
-// The codes of 16 bytes of nibbles: all low ones, then all high ones.
-inline void codes_of_nibbles(const std::uint8_t* nibbles, std::uint8_t* codes) {
-    for (int i = 0; i < 16; ++i) {
-        codes[i] = nibbles[i] & 15;
-        codes[i + 16] = nibbles[i] >> 4;
-    }
+// Of Q4_0 and Q5_0, whose 16 bytes hold codes 0..15 low and 16..31 high: a quad's bytes are as they are wanted.
+inline void put_bytes(std::uint8_t* nibbles, int row, const std::uint8_t* bytes) {
+    for (int j = 0; j < 4; ++j) std::memcpy(nibbles + 64 * j + 4 * row, bytes + 4 * j, 4);
 }
 
 inline void nibbles_of(const std::uint8_t* nibbles, Simd::Codes codes[QUADS]) {
@@ -88,10 +90,8 @@ struct TileQ4_0 {
     static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, REST = 0, ZERO = 8;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
-        std::uint8_t codes[32];
-        codes_of_nibbles(block + 2, codes);
         std::memcpy(tile + 2 * row, block, 2);
-        put_nibbles(tile + 32, row, codes);
+        put_bytes(tile + 32, row, block + 2);
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
@@ -101,12 +101,9 @@ struct TileQ5_0 {
     static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, REST = 0, ZERO = 16;
     static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
-        std::uint8_t codes[32];
-        codes_of_nibbles(block + 6, codes);
-        for (int i = 0; i < 32; ++i) codes[i] |= ((block[2 + i / 8] >> (i % 8)) & 1) << 4;
         std::memcpy(tile + 2 * row, block, 2);
-        put_nibbles(tile + 32, row, codes);
-        put_fifths(tile + 288, row, codes);
+        put_bytes(tile + 32, row, block + 6);
+        put_fifths(tile + 288, row, word_at(block + 2));
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) {
         nibbles_of(tile + 32, codes);
@@ -169,7 +166,7 @@ struct TileK {
                 if (FIVE) codes[i] |= ((fifth[i] >> group) & 1) << 4;
             }
             put_nibbles(place, row, codes);
-            if (FIVE) put_fifths(place + 256, row, codes);
+            if (FIVE) put_fifths(place + 256, row, fifths_of(codes));
         }
     }
     static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
