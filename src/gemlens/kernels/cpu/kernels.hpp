@@ -81,9 +81,10 @@ struct Kernels {
     void (*to_brains)(const float* numbers, std::int64_t count, std::uint16_t* brains);
     // numbers in bytes, and behind them the floats by which these are multiplied
     void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
-    // tiles of Q8_0 from `first` to before `last` -> what the products of one token with the rows of each are at most
+    // tiles of Q8_0 from `first` to before `last` -> what the products of one token, of some lines, with the rows of each are
+    // at most; reaches as x [lines, blocks]
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-                   const Reach* reaches, float* most);
+                   std::int64_t lines, const Reach* reaches, float* most);
     float screen_step;  // of a tile's sizes
 };
 

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <functional>
 #include <limits>
-#include <numeric>
 
 namespace gemlens {
 namespace {
@@ -14,10 +13,6 @@ constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr std::int64_t FIRST = 64;  // tiles that are computed before it is known what the others must reach
 
 float above_all(float number) { return number == number ? number : INFINITE; }
-
-int sum_of_sizes(const Group& group) {
-    return std::accumulate(group.codes, group.codes + 32, 0, [](int sum, int code) { return sum + std::abs(code); });
-}
 
 float kth_largest(std::vector<float> numbers, std::int64_t k) {
     const auto place = numbers.begin() + (k - 1);
@@ -50,28 +45,24 @@ Reach reach_of(const Group& x) {
 // No product is given without being computed, and none is left out that could be among the k largest: a tile is passed
 // over only if the most that its products can be lies below k products that were computed.
 //
-// Where the token has a second part, what the first leaves of it, the products of that are at most 128 times the sum of its
-// sizes.
+// Where the token is two lines, their products are added, and so are the most that these can be.
 //
-// Rounding: a product is a sum of G terms, or two, computed with at most G + 4 roundings of 2^-24 of the terms' sizes, here
-// and in `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that what is larger by
-// 2 (G + 4) 2^-24 256 holds both.
+// Rounding: a product is a sum of G terms, of all lines, computed with at most G + 3 roundings of 2^-24 of the terms' sizes,
+// here and in `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that what is larger by
+// 2 (G + 3) 2^-24 256 holds both.
 std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, float* products) {
-    const std::int64_t tiles = matrix.tile_rows(), groups = matrix.blocks;
+    const std::int64_t tiles = matrix.tile_rows(), blocks = matrix.blocks, lines = token.lines(), groups = lines * blocks;
     const Group* const x = token.groups();
-    const float slack = 1.0f + 3.1e-5f * static_cast<float>(groups + 4);
+    const float slack = 1.0f + 3.1e-5f * static_cast<float>(groups + 3);
     std::vector<Reach> reaches(static_cast<std::size_t>(groups));
-    for (std::int64_t g = 0; g < groups; ++g) {
-        const auto [alone, others] = reach_of(x[g]);
-        const float size = x[g].scale * slack;
-        float rest = 0.0f;
-        for (std::int64_t second = groups + g; second < token.lines() * groups; second += groups)
-            rest += 128.0f * x[second].scale * slack * static_cast<float>(sum_of_sizes(x[second]));
-        reaches[static_cast<std::size_t>(g)] = {alone * size + rest, others * size * kernels().screen_step};
-    }
+    std::transform(x, x + groups, reaches.begin(), [slack](const Group& group) {
+        const auto [alone, others] = reach_of(group);
+        const float size = group.scale * slack;
+        return Reach{alone * size, others * size * kernels().screen_step};
+    });
     std::vector<float> most(static_cast<std::size_t>(tiles));
     spread(tiles, 64, [&](std::int64_t first, std::int64_t last) {
-        kernels().screen(matrix.tiles, groups, first, last, x, reaches.data(), most.data());
+        kernels().screen(matrix.tiles, blocks, first, last, x, lines, reaches.data(), most.data());
         std::fill(products + 16 * first, products + std::min(16 * last, matrix.rows), -INFINITE);
     });
     std::transform(most.begin(), most.end(), most.begin(), above_all);
@@ -85,8 +76,7 @@ std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, 
         spread(count, 4, [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t i = first; i < last; ++i) {
                 const std::int64_t tile = computed[before + static_cast<std::size_t>(i)];
-                kernels().linear(matrix.format, matrix.tiles, matrix.rows, groups, tile, tile + 1, x, token.lines(), matrix.parts,
-                                 products);
+                kernels().linear(matrix.format, matrix.tiles, matrix.rows, blocks, tile, tile + 1, x, lines, matrix.parts, products);
             }
         });
         for (auto tile = computed.begin() + static_cast<std::ptrdiff_t>(before); tile != computed.end(); ++tile)

@@ -249,28 +249,29 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
 // What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
 // what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-            const Reach* reaches, float* most) {
+            std::int64_t lines, const Reach* reaches, float* most) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
         auto sums = Simd::zero();
         for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE) {
-            const Group& group = x[block];
             Simd::Codes codes[QUADS];
             TileQ8_0::upper(tile, codes);
-            auto first_half = Simd::ints(0), second_half = first_half;
-            for (int j = 0; j < 4; ++j) {
-                first_half = Simd::template dot<false>(first_half, codes[j], group.codes + 4 * j);
-                second_half = Simd::template dot<false>(second_half, codes[j + 4], group.codes + 4 * j + 16);
+            const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
+            for (std::int64_t at = block; at < lines * blocks; at += blocks) {
+                const Group& group = x[at];
+                auto first_half = Simd::ints(0), second_half = first_half;
+                for (int j = 0; j < 4; ++j) {
+                    first_half = Simd::template dot<false>(first_half, codes[j], group.codes + 4 * j);
+                    second_half = Simd::template dot<false>(second_half, codes[j + 4], group.codes + 4 * j + 16);
+                }
+                // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
+                const float rest = (128.0f - 7.5f) * static_cast<float>(group.less[0] + group.less[1]);
+                auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),
+                                              Simd::all(rest));
+                sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
+                const auto reach = Simd::multiply_add(size, Simd::all(reaches[at].others), Simd::all(reaches[at].alone));
+                sums = Simd::multiply_add(Simd::absolute(scale), reach, sums);
             }
-            // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
-            const float rest = (128.0f - 7.5f) * static_cast<float>(group.less[0] + group.less[1]);
-            auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),
-                                          Simd::all(rest));
-            const auto scale = TileQ8_0::scale(tile, 0, 0);
-            sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
-            const auto reach = Simd::multiply_add(TileQ8_0::size(tile), Simd::all(reaches[block].others),
-                                                  Simd::all(reaches[block].alone));
-            sums = Simd::multiply_add(Simd::absolute(scale), reach, sums);
         }
         float all[ROWS];
         Simd::store(all, sums);
