@@ -170,6 +170,18 @@ def test_all_layers_at_once_give_what_each_alone_gives(
     assert calls
 
 
+def test_a_kind_of_quantized_cache_that_kernels_do_not_know_is_asked_as_any(tiny: ModuleType, file: Path) -> None:
+    class Own(gemlens.QuantizedCache):
+        pass
+
+    model, ids, logits = load(file, quantize="stored"), tiny.words(2, 30), []
+    for cache in (Own(model.config), gemlens.QuantizedCache(model.config)):
+        with torch.no_grad():
+            logits.append([model(ids[:, at : at + 1], past_key_values=cache).logits for at in range(30)])
+    one, other = (torch.cat(each, 1) for each in logits)
+    assert torch.allclose(one, other, atol=1e-3 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("steps", [1, 20])
 def test_a_quantized_cache_holds_rounded_what_a_dynamic_one_would(tiny: ModuleType, file: Path, steps: int) -> None:
     """Of the first layer, whose keys do not yet depend on what was rounded before; few tokens and many."""

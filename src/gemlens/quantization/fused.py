@@ -78,7 +78,7 @@ class FusedLayer(nn.Module):
             key, value = _as_kept(key, kept), _as_kept(value, kept)
         keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H], or more in int8
         if cache is not None:
-            put = cache.append if isinstance(cache, QuantizedCache) else cache.update
+            put = cache.append if type(cache) is QuantizedCache else cache.update
             keys, values = put(keys, values, attention.layer_idx)
         count = len(view.query)
         if count < steps:  # of the last layer only these are wanted
@@ -118,14 +118,15 @@ def _as_kept(states: Tensor, dtype: torch.dtype) -> Tensor:
     """
     native, size = machine().native, states.shape[-1]
     assert native is not None  # can_fuse asked for it
-    rounded = torch.empty(*states.shape[:-1], width_in_bytes(size) if dtype is torch.int8 else size, dtype=dtype)
     if dtype is torch.int8:
+        rounded = torch.empty(*states.shape[:-1], width_in_bytes(size), dtype=dtype)
         native.to_bytes(states.data_ptr(), states.numel() // size, size, rounded.data_ptr())
-    elif dtype is torch.bfloat16:
+        return rounded
+    if dtype is torch.bfloat16:
+        rounded = torch.empty(states.shape, dtype=dtype)
         native.to_brains(states.data_ptr(), states.numel(), rounded.data_ptr())
-    else:
-        rounded.copy_(states)
-    return rounded
+        return rounded
+    return states.to(dtype)
 
 
 class FusedLayers(Layers):

@@ -28,7 +28,6 @@ float number(const float* head, std::int64_t, std::int64_t i) { return head[i]; 
 float number(const Brain* head, std::int64_t, std::int64_t i) { return from_brain(head[i]); }
 float number(const Byte* head, std::int64_t size, std::int64_t i) { return step_of(head, size, i) * static_cast<float>(head[i]); }
 
-
 // Scores of COUNT queries [COUNT, size] with one key, which is read once for all of them.
 template <int COUNT, class Stored>
 void scores_of(const float* queries, const Stored* key, std::int64_t size, float* scores, std::int64_t stride) {
