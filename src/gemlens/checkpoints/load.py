@@ -5,8 +5,6 @@ there is never a half-filled model. Tensors go in as the source gives them: view
 What is quantized is so right after it was read: of the wide weights, never more than one is in memory.
 """
 
-import ctypes
-import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gemlens.checkpoints.memory import give_back_memory
 from gemlens.checkpoints.names import Layout, Match, match, quoted, some_of
 from gemlens.errors import CheckpointError
 
@@ -76,7 +75,7 @@ def fill(
                 filled.append((slot, weights.tensor(file, dtype).to(place)))
             else:
                 filled.append((slot, make(weights.transient(file, dtype).to(place))))
-                _give_back_memory()
+                give_back_memory()
     _warn_of_unequal_twins(slots, weights, found)
     _warn_of_nonfinite(filled)
     for slot, tensor in filled:
@@ -102,12 +101,6 @@ def _slots(model: nn.Module) -> list[_Slot]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         slots.setdefault(id(parameter), _Slot(parameter, [])).names.append(name)
     return list(slots.values())
-
-
-def _give_back_memory() -> None:
-    """glibc keeps what is freed between things that stay, here several times what does; elsewhere nothing is done."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
 
 
 def _check_values(model: nn.Module, fresh: Collection[str]) -> None:

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from gemlens.checkpoints.gguf import GGUFFile
 from gemlens.checkpoints.hub import Origin, first_line, read_json
+from gemlens.checkpoints.memory import give_back_memory
 from gemlens.checkpoints.save import write_json
 from gemlens.errors import CheckpointError, InputError
 from gemlens.processing.text.piece_tokenizer import PieceTokenizer, tokenizer_of
@@ -48,7 +49,9 @@ def read_tokenizer(origin: Origin, gguf_file: str | None = None) -> StoredTokeni
         CheckpointError: there is none, it is damaged, or it is of another family.
     """
     if gguf_file is not None:
-        return tokenizer_of_gguf(GGUFFile.open(origin.fetch(gguf_file)).metadata)
+        stored = tokenizer_of_gguf(GGUFFile.open(origin.fetch(gguf_file)).metadata)
+        give_back_memory()  # of texts that were read
+        return stored
     settings = _settings(origin)
     if (path := origin.find(TOKENIZER)) is not None:
         backend = read_backend(path)
