@@ -15,6 +15,7 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
+constexpr int AHEAD = 4;  // blocks
 constexpr std::int64_t CACHE = 1 << 18;  // bytes of lines that are read again for each tile
 
 // Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
@@ -185,16 +186,25 @@ void put_products(const Simd::Floats* results, int count, int parts, std::int64_
     }
 }
 
+// A processor asks for memory ahead by itself, but not in time where a block meets several lines.
+template <class Tile>
+void ask_for(Place<Tile, const std::uint8_t> at) {
+    for (int i = 0; i < Tile::TILE; i += 64) __builtin_prefetch(at.tile + AHEAD * Tile::TILE + i);
+    for (int i = 0; i < Tile::REST; i += 64) __builtin_prefetch(at.rest + AHEAD * Tile::REST + i);
+}
+
 template <class Tile, int COUNT>
 void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
                const Group* x, int parts, float* y) {
     constexpr int EACH = Tile::BLOCK / GROUP;
     const std::int64_t groups = blocks * EACH;
-    auto [tile, rest] = at;
     Simd::Floats results[COUNT];
     for (auto& result : results) result = Simd::zero();
-    for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
-        for (int g = 0; g < EACH; ++g, ++x) add_products<Tile, COUNT>(group_of<Tile>(tile, rest, g), x, groups, results);
+    for (std::int64_t block = 0; block < blocks; ++block, at.tile += Tile::TILE, at.rest += Tile::REST) {
+        if (COUNT >= 4) ask_for(at);
+        for (int g = 0; g < EACH; ++g, ++x)
+            add_products<Tile, COUNT>(group_of<Tile>(at.tile, at.rest, g), x, groups, results);
+    }
     put_products(results, COUNT, parts, number, rows, y);
 }
 
