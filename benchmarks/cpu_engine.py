@@ -216,41 +216,33 @@ def in_turns(
             yield number
 
 
-def threads(text: Text) -> list[Claim]:
-    """More threads than cores asked for, beside as many."""
-    kinds = {f"gemlens, {count} threads": replace(KINDS["gemlens"], threads=count) for count in (THREADS, 4 * THREADS)}
-    decode, prefill = ({name: [] for name in reversed(kinds)} for _ in "dp")
-    for _ in in_turns(kinds, text, PREFILL, decode, prefill):
+def side_by_side(kinds: Mapping[str, Kind], text: Text, length: int, what: str) -> list[Claim]:
+    """Decode and prefill of one length; the first kind is ours."""
+    decode, prefill = ({name: [] for name in kinds} for _ in "dp")
+    for _ in in_turns(kinds, text, length, decode, prefill):
         pass
     return [
-        Claim(f"decode after {PREFILL} tokens, more threads than cores asked for", "tokens/s", decode, True),
-        Claim(f"prefill of {PREFILL} tokens, more threads than cores asked for", "tokens/s", prefill, True),
+        Claim(f"decode after {length} tokens, {what}", "tokens/s", decode, True),
+        Claim(f"prefill of {length} tokens, {what}", "tokens/s", prefill, True),
     ]
+
+
+def threads(text: Text) -> list[Claim]:
+    """More threads than cores asked for, beside as many."""
+    kinds = {f"gemlens, {count} threads": replace(KINDS["gemlens"], threads=count) for count in (4 * THREADS, THREADS)}
+    return side_by_side(kinds, text, PREFILL, "more threads than cores asked for")
 
 
 def sixteen(text: Text) -> list[Claim]:
     """Activations in sixteen bits, beside eight and the other libraries."""
-    name = "gemlens, activations in sixteen bits"
-    kinds = {name: gemlens(REAL, activation_bits=16), **KINDS}
-    decode, prefill = ({name: [] for name in kinds} for _ in "dp")
-    for _ in in_turns(kinds, text, PREFILL, decode, prefill):
-        pass
-    return [
-        Claim(f"decode after {PREFILL} tokens, activations in sixteen bits", "tokens/s", decode, True),
-        Claim(f"prefill of {PREFILL} tokens, activations in sixteen bits", "tokens/s", prefill, True),
-    ]
+    what = "activations in sixteen bits"
+    return side_by_side({f"gemlens, {what}": gemlens(REAL, activation_bits=16), **KINDS}, text, PREFILL, what)
 
 
 def caches(text: Text) -> list[Claim]:
     """Keys and values in eight bits, beside bfloat16."""
     kinds = {"gemlens, eight bits": gemlens(REAL, cache="quantized"), "gemlens, bfloat16": KINDS["gemlens"]}
-    decode, prefill = ({name: [] for name in kinds} for _ in "dp")
-    for _ in in_turns(kinds, text, LENGTHS[-1], decode, prefill):
-        pass
-    return [
-        Claim(f"decode after {LENGTHS[-1]} tokens, by what keys and values are kept in", "tokens/s", decode, True),
-        Claim(f"prefill of {LENGTHS[-1]} tokens, by what keys and values are kept in", "tokens/s", prefill, True),
-    ]
+    return side_by_side(kinds, text, LENGTHS[-1], "by what keys and values are kept in")
 
 
 def large(text: Text) -> list[Claim]:
