@@ -223,8 +223,9 @@ def test_weights_take_the_memory_that_they_take_in_the_file(file: Path) -> None:
 def test_what_cannot_be_kept_is_a_sentence(tiny: ModuleType, file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="quantize is 'q3', but it must be 'stored', 'q8' or 'q4'"):
         load(file, quantize="q3")
-    with pytest.raises(InputError, match="activation_bits is 4, but it must be 8 or 16"):
-        load(file, quantize="stored", activation_bits=4)
+    for bits in (4, 16.0):
+        with pytest.raises(InputError, match=f"activation_bits is {bits}, but it must be 8 or 16"):
+            load(file, quantize="stored", activation_bits=bits)
     with pytest.raises(InputError, match="pass quantize, too, or neither"):
         load(file, activation_bits=16)
     with pytest.raises(InputError, match="pass one of them"):

@@ -71,7 +71,7 @@ def keep_blocks(
     """
     from gemlens.quantization.blocks import replace
 
-    if bits not in (8, 16):
+    if not isinstance(bits, int) or bits not in (8, 16):
         raise InputError(f"activation_bits is {bits!r}, but it must be 8 or 16.")
     if quantize in ROUNDED:
         formats = _formats(model, *ROUNDED[quantize])
