@@ -76,44 +76,24 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
         const int lane = static_cast<int>(row % ROWS);
         for (std::int64_t block = 0; block < blocks; ++block, tile_at += Tile::TILE, rest += Tile::REST)
             for (int group = 0; group < Tile::BLOCK / GROUP; ++group) {
-                Simd::Codes codes[QUADS];
+                typename Tile::Codes codes[QUADS];
                 Tile::codes(tile_at, rest, group, codes);
                 std::uint8_t bytes[QUADS][64];
-                std::memcpy(bytes, codes, sizeof bytes);
+                for (int j = 0; j < QUADS; ++j) Simd::put(codes[j], bytes[j]);
                 float scales[2][ROWS], offsets[ROWS] = {};
                 for (int half = 0; half < 2; ++half) Simd::store(scales[half], Tile::scale(tile_at, group, half));
                 if constexpr (Tile::HAS_OFFSET) Simd::store(offsets, Tile::offset(tile_at, group));
                 for (int i = 0; i < GROUP; ++i) {
-                    const int code = bytes[quad_of(i)][byte_of(lane, i)] - (Tile::WIDE ? 128 : Tile::ZERO);
+                    const int code = bytes[quad_of(i)][byte_of(lane, i)] - (Tile::MOST == 255 ? 128 : Tile::ZERO);
                     *weights++ = scales[i / 16][lane] * static_cast<float>(code) - offsets[lane];
                 }
             }
     });
 }
 
-// 32 numbers times `factor`, to the nearest whole ones; 0 for what is no number or infinite, of which `factor` 0 makes none.
-void put_codes(const float* numbers, float factor, Group& group) {
-#if defined(GEMLENS_AVX512)
-    __m128i* const codes = reinterpret_cast<__m128i*>(group.codes);
-    for (int half = 0; half < 2; ++half) {
-        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(numbers + 16 * half), _mm512_set1_ps(factor));
-        _mm_storeu_si128(codes + half, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled)));
-        const __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), _mm_loadu_si128(codes + half));
-        const __m128i pairs = _mm_add_epi32(sums, _mm_srli_si128(sums, 8));
-        group.less[half] = -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_srli_si128(pairs, 4)));
-    }
-#else
-    std::int32_t codes[GROUP];
-    for (int i = 0; i < GROUP; ++i) codes[i] = whole_of(numbers[i] * factor);
-    for (int i = 0; i < GROUP; ++i) group.codes[i] = static_cast<std::int8_t>(codes[i]);
-    group.less[0] = group.less[1] = 0;
-    for (int i = 0; i < GROUP; ++i) group.less[i / 16] -= codes[i];
-#endif
-}
-
 void put_group(const float* numbers, Group& group) {
     const Steps steps = steps_of(numbers, GROUP);
-    put_codes(numbers, steps.factor, group);
+    Simd::put_codes(numbers, steps.factor, group);
     group.scale = steps.scale;
     group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
 }
@@ -130,14 +110,15 @@ void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, st
 }
 
 // What a tile says of a group: its codes, and the scale of each half and the offset of 16 rows.
+template <class Tile>
 struct Weights {
-    Simd::Codes codes[QUADS];
+    typename Tile::Codes codes[QUADS];
     Simd::Floats scales[2], offset;
 };
 
 template <class Tile>
-Weights group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) {
-    Weights found;
+Weights<Tile> group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) {
+    Weights<Tile> found;
     Tile::codes(tile, rest, group, found.codes);
     found.scales[0] = Tile::scale(tile, group, 0);
     if constexpr (Tile::SPLIT) found.scales[1] = Tile::scale(tile, group, 1);
@@ -147,27 +128,27 @@ Weights group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) 
 
 // Adds the products of 16 rows with a group of COUNT lines; line t's group is x[t * stride].
 template <class Tile, int COUNT>
-void add_products(const Weights& weights, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
-#pragma GCC unroll 8  // or results would lie in memory
-    for (int t = 0; t < COUNT; ++t) {
-        const Group& group = x[t * stride];
-        auto first = Simd::template times<Tile::ZERO>(group.less[0]);
-        auto second = Simd::template times<Tile::ZERO>(group.less[1]);
-        for (int j = 0; j < 4; ++j) {
-            first = Simd::template dot<Tile::WIDE>(first, weights.codes[j], group.codes + 4 * j);
-            second = Simd::template dot<Tile::WIDE>(second, weights.codes[j + 4], group.codes + 4 * j + 16);
+void add_products(const Weights<Tile>& weights, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
+    constexpr int SOME = std::min(COUNT, Simd::TOGETHER);
+#pragma GCC unroll (Simd::TOGETHER == 1 ? 8 : 1)  // or results would lie in memory
+    for (int begin = 0; begin < COUNT; begin += SOME, x += SOME * stride) {
+        Simd::Ints first[SOME], second[SOME];
+        Simd::template multiply<Tile::ZERO, Tile::MOST, SOME>(weights.codes, x, stride, first, second);
+#pragma GCC unroll 4
+        for (int t = 0; t < SOME; ++t) {
+            const Group& group = x[t * stride];
+            auto& result = results[begin + t];
+            const auto step = Simd::all(group.scale);
+            if constexpr (Tile::SPLIT) {
+                const auto other = Simd::multiply(weights.scales[1], step);
+                result = Simd::multiply_add(Simd::multiply(weights.scales[0], step), Simd::real(first[t]), result);
+                result = Simd::multiply_add(other, Simd::real(second[t]), result);
+            } else {
+                const auto sums = Simd::real(Simd::plus(first[t], second[t]));
+                result = Simd::multiply_add(Simd::multiply(weights.scales[0], step), sums, result);
+            }
+            if constexpr (Tile::HAS_OFFSET) result = Simd::multiply_add(weights.offset, Simd::all(group.total), result);
         }
-        const auto step = Simd::all(group.scale);
-        if constexpr (Tile::SPLIT) {
-            const auto other = Simd::multiply(weights.scales[1], step);
-            results[t] = Simd::multiply_add(Simd::multiply(weights.scales[0], step), Simd::real(first), results[t]);
-            results[t] = Simd::multiply_add(other, Simd::real(second), results[t]);
-        } else {
-            const auto sums = Simd::real(Simd::plus(first, second));
-            results[t] = Simd::multiply_add(Simd::multiply(weights.scales[0], step), sums, results[t]);
-        }
-        if constexpr (Tile::HAS_OFFSET)
-            results[t] = Simd::multiply_add(weights.offset, Simd::all(group.total), results[t]);
     }
 }
 
@@ -235,12 +216,12 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
         constexpr int EACH = Tile::BLOCK / GROUP;
         const std::int64_t groups = blocks * EACH, panels = (lines + PANEL - 1) / PANEL;
         const std::int64_t stretch = std::max<std::int64_t>(1, CACHE / (groups * PANEL * std::int64_t{sizeof(Group)}));
-        thread_local std::vector<Weights> unpacked;
+        thread_local std::vector<Weights<Tile>> unpacked;
         unpacked.resize(static_cast<std::size_t>(groups));
         for (std::int64_t begin = 0; begin < panels; begin += stretch)
             for (std::int64_t number = first; number < last; ++number) {
                 auto [tile, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, number);
-                Weights* weights = unpacked.data();
+                Weights<Tile>* weights = unpacked.data();
                 for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
                     for (int g = 0; g < EACH; ++g) *weights++ = group_of<Tile>(tile, rest, g);
                 for (std::int64_t panel = begin; panel < std::min(panels, begin + stretch); ++panel) {
@@ -269,11 +250,8 @@ void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, 
             const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
             for (std::int64_t at = block; at < lines * blocks; at += blocks) {
                 const Group& group = x[at];
-                auto first_half = Simd::ints(0), second_half = first_half;
-                for (int j = 0; j < 4; ++j) {
-                    first_half = Simd::template dot<false>(first_half, codes[j], group.codes + 4 * j);
-                    second_half = Simd::template dot<false>(second_half, codes[j + 4], group.codes + 4 * j + 16);
-                }
+                Simd::Ints first_half, second_half;
+                Simd::template multiply<0, 15, 1>(codes, &group, 1, &first_half, &second_half);
                 // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
                 const float rest = (128.0f - 7.5f) * static_cast<float>(group.less[0] + group.less[1]);
                 auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),

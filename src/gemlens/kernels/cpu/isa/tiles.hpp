@@ -88,7 +88,9 @@ inline void steps_of(const std::uint8_t* packed, int group, int& step, int& offs
 //     offset(tile, group)               what is subtracted, where HAS_OFFSET; else `scale * ZERO` is
 struct TileQ4_0 {
     static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, REST = 0, ZERO = 8;
-    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
+    using Codes = Simd::Codes;  // up to MOST
+    static constexpr int MOST = 15;
+    static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         put_bytes(tile + 32, row, block + 2);
@@ -99,7 +101,9 @@ struct TileQ4_0 {
 
 struct TileQ5_0 {
     static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, REST = 0, ZERO = 16;
-    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = false;
+    using Codes = Simd::Codes;  // up to MOST
+    static constexpr int MOST = 31;
+    static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         put_bytes(tile + 32, row, block + 6);
@@ -116,7 +120,9 @@ struct TileQ5_0 {
 // blocks. So half of the bytes tell what a product can be at most; see `screen` in kernels.cpp.
 struct TileQ8_0 {
     static constexpr int BLOCK = 32, BYTES = 34, TILE = 32 + 16 + 256, REST = 256, ZERO = Simd::WIDE_ZERO;
-    static constexpr bool WIDE = true, HAS_OFFSET = false, SPLIT = false;
+    using Codes = Simd::Wide;  // up to MOST
+    static constexpr int MOST = 255;
+    static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static constexpr float SIZE = 2.99f;  // steps of the size of a row's lower nibbles, each less 7.5: at most 127
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t* rest) {
         std::uint8_t upper[32], lower[32];
@@ -133,11 +139,11 @@ struct TileQ8_0 {
         const auto size = std::sqrt(static_cast<float>(squares - 15 * sum + 32 * 225 / 4));
         tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * size));
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t* rest, int, Simd::Codes codes[QUADS]) {
-        Simd::Codes low[QUADS];
-        nibbles_of(tile + 48, codes);
+    static void codes(const std::uint8_t* tile, const std::uint8_t* rest, int, Codes codes[QUADS]) {
+        Simd::Codes high[QUADS], low[QUADS];
+        nibbles_of(tile + 48, high);
         nibbles_of(rest, low);
-        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::above(codes[j], low[j]);
+        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::above(high[j], low[j]);
     }
     static void upper(const std::uint8_t* tile, Simd::Codes codes[QUADS]) { nibbles_of(tile + 48, codes); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
@@ -149,7 +155,9 @@ template <bool FIVE>
 struct TileK {
     static constexpr int BLOCK = 256, BYTES = FIVE ? 176 : 144, EACH = FIVE ? 320 : 256;
     static constexpr int TILE = 64 + 256 + 8 * EACH, REST = 0, ZERO = 0;
-    static constexpr bool WIDE = false, HAS_OFFSET = true, SPLIT = false;
+    using Codes = Simd::Codes;  // up to MOST
+    static constexpr int MOST = FIVE ? 31 : 15;
+    static constexpr bool HAS_OFFSET = true, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         std::memcpy(tile + 32 + 2 * row, block + 2, 2);
@@ -187,7 +195,9 @@ using TileQ5_K = TileK<true>;
 
 struct TileQ6_K {
     static constexpr int BLOCK = 256, BYTES = 210, TILE = 32 + 256 + 8 * 384, REST = 0, ZERO = 32;
-    static constexpr bool WIDE = false, HAS_OFFSET = false, SPLIT = true;
+    using Codes = Simd::Codes;  // up to MOST
+    static constexpr int MOST = 63;
+    static constexpr bool HAS_OFFSET = false, SPLIT = true;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block + 208, 2);
         for (int half = 0; half < 16; ++half) tile[32 + 16 * half + row] = block[192 + half];

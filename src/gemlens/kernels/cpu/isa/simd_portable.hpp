@@ -1,0 +1,147 @@
+// Sixteen rows in plain C++. See simd.hpp.
+#pragma once
+
+#include <type_traits>
+
+#include "scalars.hpp"
+
+namespace gemlens {
+inline namespace GEMLENS_ISA {  // each instruction set compiles this file anew
+
+struct Simd {
+    struct Codes { std::uint8_t at[64]; };
+    struct Wide { std::uint8_t at[64]; };
+    struct Ints { std::int32_t at[ROWS]; };
+    struct Floats { float at[ROWS]; };
+
+    static Codes load(const std::uint8_t* bytes) {
+        Codes codes;
+        std::memcpy(codes.at, bytes, sizeof codes.at);
+        return codes;
+    }
+    static Codes low(Codes bytes) {
+        for (auto& byte : bytes.at) byte &= 15;
+        return bytes;
+    }
+    static Codes high(Codes bytes) {
+        for (auto& byte : bytes.at) byte >>= 4;
+        return bytes;
+    }
+    static Codes add_where(Codes codes, const std::uint8_t* bits) {
+        for (int i = 0; i < 64; ++i) codes.at[i] += ((bits[i / 8] >> (i % 8)) & 1) << 4;
+        return codes;
+    }
+    template <int SHIFT>
+    static Codes add_pair(Codes codes, Codes bits) {
+        for (int i = 0; i < 64; ++i) codes.at[i] |= ((bits.at[i] >> SHIFT) & 3) << 4;
+        return codes;
+    }
+    static Wide above(Codes high, Codes low) {
+        Wide codes;
+        for (int i = 0; i < 64; ++i) codes.at[i] = static_cast<std::uint8_t>(low.at[i] | high.at[i] << 4);
+        return codes;
+    }
+    template <class Any>
+    static void put(Any codes, std::uint8_t* bytes) { std::memcpy(bytes, codes.at, sizeof codes.at); }
+    static constexpr int WIDE_ZERO = 0;
+    static Ints ints(std::int32_t number) {
+        Ints sums;
+        for (auto& each : sums.at) each = number;
+        return sums;
+    }
+    template <int FACTOR>
+    static Ints times(std::int32_t number) { return ints(FACTOR * number); }
+    static constexpr int TOGETHER = 1;
+    template <int ZERO, int MOST, int COUNT, class Any>
+    static void multiply(const Any* codes, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
+        constexpr int OWN = std::is_same_v<Any, Wide> ? 128 : 0;
+        for (int t = 0; t < COUNT; ++t) {
+            const Group& group = x[t * stride];
+            first[t] = times<ZERO>(group.less[0]);
+            second[t] = times<ZERO>(group.less[1]);
+            for (int i = 0; i < GROUP; ++i)
+                for (int row = 0; row < ROWS; ++row) {
+                    const int code = codes[i / 4].at[4 * row + i % 4] - OWN;
+                    (i < GROUP / 2 ? first : second)[t].at[row] += code * group.codes[i];
+                }
+        }
+    }
+    static Ints plus(Ints a, Ints b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
+        return a;
+    }
+    static constexpr int LINES = 2, COLUMNS = 1;
+    static Floats load(const float* place) {
+        Floats values;
+        std::memcpy(values.at, place, sizeof values.at);
+        return values;
+    }
+    static Floats zero() { return Floats{}; }
+    static Floats all(float value) {
+        Floats values;
+        for (auto& each : values.at) each = value;
+        return values;
+    }
+    static Floats real(Ints sums) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(sums.at[row]);
+        return values;
+    }
+    static Floats halves(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) {
+            std::uint16_t bits;
+            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
+            values.at[row] = from_half(bits);
+        }
+        return values;
+    }
+    static Floats brains(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) {
+            std::uint16_t bits;
+            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
+            const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+            std::memcpy(&values.at[row], &wide, sizeof wide);
+        }
+        return values;
+    }
+    static Floats plus(Floats a, Floats b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
+        return a;
+    }
+    static Floats signed_bytes(const std::uint8_t* bytes) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(static_cast<std::int8_t>(bytes[row]));
+        return values;
+    }
+    static Floats absolute(Floats a) {
+        for (auto& each : a.at) each = std::fabs(each);
+        return a;
+    }
+    static float sum(Floats a) {
+        float all = 0.0f;
+        for (const float each : a.at) all += each;
+        return all;
+    }
+    static Floats multiply(Floats a, Floats b) {
+        for (int row = 0; row < ROWS; ++row) a.at[row] *= b.at[row];
+        return a;
+    }
+    static Floats multiply_add(Floats a, Floats b, Floats sum) {
+        for (int row = 0; row < ROWS; ++row) sum.at[row] = std::fma(a.at[row], b.at[row], sum.at[row]);
+        return sum;
+    }
+    static void store(float* place, Floats values) { std::memcpy(place, values.at, sizeof values.at); }
+
+    static void put_codes(const float* numbers, float factor, Group& group) {
+        group.less[0] = group.less[1] = 0;
+        for (int i = 0; i < GROUP; ++i) {
+            group.codes[i] = static_cast<std::int8_t>(whole_of(numbers[i] * factor));
+            group.less[i / 16] -= group.codes[i];
+        }
+    }
+};
+
+}  // namespace GEMLENS_ISA
+}  // namespace gemlens
