@@ -11,7 +11,7 @@ struct Group {
     std::int8_t codes[32];
     float scale;
     float total;  // minus the sum of these numbers
-    std::int32_t less[2];  // minus the sum of the codes of each half
+    std::int32_t less[2];  // of sums of codes, as an instruction set wants it: in most minus that of each half
 };
 
 struct Layout {

@@ -15,7 +15,7 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
-constexpr int AHEAD = 4;  // blocks
+constexpr int AHEAD = 2048;  // bytes that are asked for before they are read
 constexpr std::int64_t CACHE = 1 << 18;  // bytes of lines that are read again for each tile
 
 // Where the tiles of 16 rows begin, and what lies behind all tiles of the matrix.
@@ -76,10 +76,8 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
         const int lane = static_cast<int>(row % ROWS);
         for (std::int64_t block = 0; block < blocks; ++block, tile_at += Tile::TILE, rest += Tile::REST)
             for (int group = 0; group < Tile::BLOCK / GROUP; ++group) {
-                typename Tile::Codes codes[QUADS];
-                Tile::codes(tile_at, rest, group, codes);
                 std::uint8_t bytes[QUADS][64];
-                for (int j = 0; j < QUADS; ++j) Simd::put(codes[j], bytes[j]);
+                for (int j = 0; j < QUADS; ++j) Simd::put(Tile::codes(tile_at, rest, group, j), bytes[j]);
                 float scales[2][ROWS], offsets[ROWS] = {};
                 for (int half = 0; half < 2; ++half) Simd::store(scales[half], Tile::scale(tile_at, group, half));
                 if constexpr (Tile::HAS_OFFSET) Simd::store(offsets, Tile::offset(tile_at, group));
@@ -93,9 +91,9 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
 
 void put_group(const float* numbers, Group& group) {
     const Steps steps = steps_of(numbers, GROUP);
-    Simd::put_codes(numbers, steps.factor, group);
+    const std::int32_t less = Simd::put_codes(numbers, steps.factor, group);
     group.scale = steps.scale;
-    group.total = group.scale * static_cast<float>(group.less[0] + group.less[1]);
+    group.total = group.scale * static_cast<float>(less);
 }
 
 void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized) {
@@ -109,45 +107,35 @@ void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, st
     }
 }
 
-// What a tile says of a group: its codes, and the scale of each half and the offset of 16 rows.
+// What a tile says of a group besides its codes: the scale of each half, and the offset of 16 rows.
 template <class Tile>
-struct Weights {
-    typename Tile::Codes codes[QUADS];
-    Simd::Floats scales[2], offset;
+struct Scales {
+    Simd::Floats halves[2], offset;
+    Scales() = default;
+    Scales(const std::uint8_t* tile, int group) {
+        halves[0] = Tile::scale(tile, group, 0);
+        if constexpr (Tile::SPLIT) halves[1] = Tile::scale(tile, group, 1);
+        if constexpr (Tile::HAS_OFFSET) offset = Tile::offset(tile, group);
+    }
 };
 
-template <class Tile>
-Weights<Tile> group_of(const std::uint8_t* tile, const std::uint8_t* rest, int group) {
-    Weights<Tile> found;
-    Tile::codes(tile, rest, group, found.codes);
-    found.scales[0] = Tile::scale(tile, group, 0);
-    if constexpr (Tile::SPLIT) found.scales[1] = Tile::scale(tile, group, 1);
-    if constexpr (Tile::HAS_OFFSET) found.offset = Tile::offset(tile, group);
-    return found;
-}
-
-// Adds the products of 16 rows with a group of COUNT lines; line t's group is x[t * stride].
-template <class Tile, int COUNT>
-void add_products(const Weights<Tile>& weights, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
+// Adds the products of 16 rows, whose codes are quad(0) to quad(7), with a group of COUNT lines; line t's is x[t * stride].
+template <class Tile, int COUNT, class Quad>
+void add_products(Quad quad, const Scales<Tile>& scales, const Group* x, std::int64_t stride, Simd::Floats results[COUNT]) {
     constexpr int SOME = std::min(COUNT, Simd::TOGETHER);
 #pragma GCC unroll (Simd::TOGETHER == 1 ? 8 : 1)  // or results would lie in memory
     for (int begin = 0; begin < COUNT; begin += SOME, x += SOME * stride) {
         Simd::Ints first[SOME], second[SOME];
-        Simd::template multiply<Tile::ZERO, Tile::MOST, SOME>(weights.codes, x, stride, first, second);
+        Simd::template multiply<Tile, SOME>(quad, x, stride, first, second);
 #pragma GCC unroll 4
         for (int t = 0; t < SOME; ++t) {
             const Group& group = x[t * stride];
             auto& result = results[begin + t];
             const auto step = Simd::all(group.scale);
-            if constexpr (Tile::SPLIT) {
-                const auto other = Simd::multiply(weights.scales[1], step);
-                result = Simd::multiply_add(Simd::multiply(weights.scales[0], step), Simd::real(first[t]), result);
-                result = Simd::multiply_add(other, Simd::real(second[t]), result);
-            } else {
-                const auto sums = Simd::real(Simd::plus(first[t], second[t]));
-                result = Simd::multiply_add(Simd::multiply(weights.scales[0], step), sums, result);
-            }
-            if constexpr (Tile::HAS_OFFSET) result = Simd::multiply_add(weights.offset, Simd::all(group.total), result);
+            result = Simd::multiply_add(Simd::multiply(scales.halves[0], step), Simd::real(first[t]), result);
+            if constexpr (Tile::SPLIT)
+                result = Simd::multiply_add(Simd::multiply(scales.halves[1], step), Simd::real(second[t]), result);
+            if constexpr (Tile::HAS_OFFSET) result = Simd::multiply_add(scales.offset, Simd::all(group.total), result);
         }
     }
 }
@@ -167,24 +155,34 @@ void put_products(const Simd::Floats* results, int count, int parts, std::int64_
     }
 }
 
-// A processor asks for memory ahead by itself, but not in time where a block meets several lines.
-template <class Tile>
-void ask_for(Place<Tile, const std::uint8_t> at) {
-    for (int i = 0; i < Tile::TILE; i += 64) __builtin_prefetch(at.tile + AHEAD * Tile::TILE + i);
-    for (int i = 0; i < Tile::REST; i += 64) __builtin_prefetch(at.rest + AHEAD * Tile::REST + i);
+// A processor asks for memory ahead by itself, but not in time where a block meets several lines, and some never do.
+template <int BYTES>
+void ask_for(const std::uint8_t* memory, int ahead) {
+    for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(memory + ahead + i);
 }
 
 template <class Tile, int COUNT>
 void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
                const Group* x, int parts, float* y) {
-    constexpr int EACH = Tile::BLOCK / GROUP;
+    constexpr int EACH = Tile::BLOCK / GROUP, OWN = AHEAD / (Tile::REST > 0 ? 2 : 1);
     const std::int64_t groups = blocks * EACH;
     Simd::Floats results[COUNT];
     for (auto& result : results) result = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, at.tile += Tile::TILE, at.rest += Tile::REST) {
-        if (COUNT >= 4) ask_for(at);
-        for (int g = 0; g < EACH; ++g, ++x)
-            add_products<Tile, COUNT>(group_of<Tile>(at.tile, at.rest, g), x, groups, results);
+        for (int g = 0; g < EACH; ++g, ++x) {
+            if (COUNT >= Simd::ASKING) {
+                ask_for<Tile::TILE / EACH>(at.tile + g * (Tile::TILE / EACH), OWN);
+                ask_for<Tile::REST / EACH>(at.rest, OWN);
+            }
+            const Scales<Tile> scales(at.tile, g);
+            if constexpr (COUNT < 8) {
+                add_products<Tile, COUNT>([&](int j) { return Tile::codes(at.tile, at.rest, g, j); }, scales, x, groups, results);
+            } else {
+                typename Tile::Codes codes[QUADS];
+                for (int j = 0; j < QUADS; ++j) codes[j] = Tile::codes(at.tile, at.rest, g, j);
+                add_products<Tile, COUNT>([&](int j) -> const auto& { return codes[j]; }, scales, x, groups, results);
+            }
+        }
     }
     put_products(results, COUNT, parts, number, rows, y);
 }
@@ -216,20 +214,28 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
         constexpr int EACH = Tile::BLOCK / GROUP;
         const std::int64_t groups = blocks * EACH, panels = (lines + PANEL - 1) / PANEL;
         const std::int64_t stretch = std::max<std::int64_t>(1, CACHE / (groups * PANEL * std::int64_t{sizeof(Group)}));
-        thread_local std::vector<Weights<Tile>> unpacked;
+        struct Weights {
+            typename Tile::Codes codes[QUADS];
+            Scales<Tile> scales;
+        };
+        thread_local std::vector<Weights> unpacked;
         unpacked.resize(static_cast<std::size_t>(groups));
         for (std::int64_t begin = 0; begin < panels; begin += stretch)
             for (std::int64_t number = first; number < last; ++number) {
                 auto [tile, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, number);
-                Weights<Tile>* weights = unpacked.data();
+                Weights* weights = unpacked.data();
                 for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
-                    for (int g = 0; g < EACH; ++g) *weights++ = group_of<Tile>(tile, rest, g);
+                    for (int g = 0; g < EACH; ++g, ++weights) {
+                        for (int j = 0; j < QUADS; ++j) weights->codes[j] = Tile::codes(tile, rest, g, j);
+                        weights->scales = Scales<Tile>(tile, g);
+                    }
                 for (std::int64_t panel = begin; panel < std::min(panels, begin + stretch); ++panel) {
                     const Group* own = x + panel * groups * PANEL;
                     Simd::Floats results[PANEL];
                     for (auto& result : results) result = Simd::zero();
-                    for (std::int64_t g = 0; g < groups; ++g)
-                        add_products<Tile, PANEL>(unpacked[static_cast<std::size_t>(g)], own + g * PANEL, 1, results);
+                    weights = unpacked.data();
+                    for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
+                        add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
                     put_products(results, count, parts, number, rows, y + panel * PANEL / parts * rows);
                 }
@@ -239,22 +245,25 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
 
 // What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
 // what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
+struct Upper {
+    static constexpr int ZERO = 0, MOST = 15;
+    static constexpr bool SPLIT = false;
+};
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
             std::int64_t lines, const Reach* reaches, float* most) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
         auto sums = Simd::zero();
         for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE) {
-            Simd::Codes codes[QUADS];
-            TileQ8_0::upper(tile, codes);
+            if (Simd::ASKING == 1) ask_for<TileQ8_0::TILE>(tile, AHEAD);
             const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
             for (std::int64_t at = block; at < lines * blocks; at += blocks) {
                 const Group& group = x[at];
-                Simd::Ints first_half, second_half;
-                Simd::template multiply<0, 15, 1>(codes, &group, 1, &first_half, &second_half);
+                Simd::Ints all, unused;
+                Simd::template multiply<Upper, 1>([=](int j) { return TileQ8_0::upper(tile, j); }, &group, 1, &all, &unused);
                 // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
-                const float rest = (128.0f - 7.5f) * static_cast<float>(group.less[0] + group.less[1]);
-                auto sum = Simd::multiply_add(Simd::real(Simd::plus(first_half, second_half)), Simd::all(16.0f),
+                const float rest = (128.0f - 7.5f) * static_cast<float>(Simd::less_of(group));
+                auto sum = Simd::multiply_add(Simd::real(all), Simd::all(16.0f),
                                               Simd::all(rest));
                 sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
                 const auto reach = Simd::multiply_add(size, Simd::all(reaches[at].others), Simd::all(reaches[at].alone));

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "scalars.hpp"
 
 namespace gemlens {
@@ -38,10 +40,9 @@ struct Simd {
             return _mm256_add_epi8(codes.part[i], _mm256_and_si256(is_set, _mm256_set1_epi8(16)));
         });
     }
-    template <int SHIFT>
-    static Codes add_pair(Codes codes, Codes bits) {
+    static Codes add_pair(Codes codes, Codes bits, int shift) {
         return both<Codes>([&](int i) {
-            const __m256i two = _mm256_and_si256(_mm256_srli_epi16(bits.part[i], SHIFT), _mm256_set1_epi8(3));
+            const __m256i two = _mm256_and_si256(_mm256_srli_epi16(bits.part[i], shift), _mm256_set1_epi8(3));
             return _mm256_or_si256(codes.part[i], _mm256_slli_epi16(two, 4));
         });
     }
@@ -54,32 +55,26 @@ struct Simd {
     static Ints ints(std::int32_t number) {
         return both<Ints>([&](int) { return _mm256_set1_epi32(number); });
     }
-    template <int FACTOR>
-    static Ints times(std::int32_t number) {
-        if (FACTOR == 0) return ints(0);
-        return both<Ints>([&](int) { return _mm256_slli_epi32(_mm256_set1_epi32(number), log2_of(FACTOR)); });
-    }
+    static constexpr int ASKING = 1;
     static constexpr int TOGETHER = 4;
-    // Of nibbles, the sums of both halves come as `first`.
-    template <int ZERO, int MOST, int COUNT>
-    static void multiply(const Codes* codes, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
-        std::fill_n(first, COUNT, ints(0));
-        std::fill_n(second, COUNT, ints(0));
-        add<1, MOST, COUNT>([=](int j) { return codes + j; }, x, stride, first, second);
-        add_less<ZERO, MOST <= 15, COUNT>(x, stride, first, second);
+    template <class Tile, int COUNT, class Quad>
+    static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
+        for (int t = 0; t < COUNT; ++t) first[t] = second[t] = ints(0);
+        if constexpr (Tile::MOST > 63) {
+            const auto low = [](const Wide& codes) -> const Codes& { return codes.low; };
+            const auto high = [](const Wide& codes) -> const Codes& { return codes.high; };
+            add<1, 0, 15, false, COUNT>(quad, low, x, stride, first, second);
+            add<16, Tile::ZERO / 16, 15, false, COUNT>(quad, high, x, stride, first, second);
+        } else {
+            const auto all = [](const Codes& codes) -> const Codes& { return codes; };
+            add<1, Tile::ZERO, Tile::MOST, Tile::SPLIT, COUNT>(quad, all, x, stride, first, second);
+        }
     }
-    template <int ZERO, int MOST, int COUNT>
-    static void multiply(const Wide* codes, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
-        std::fill_n(first, COUNT, ints(0));
-        std::fill_n(second, COUNT, ints(0));
-        add<1, 15, COUNT>([=](int j) { return &codes[j].low; }, x, stride, first, second);
-        add<16, 15, COUNT>([=](int j) { return &codes[j].high; }, x, stride, first, second);
-        add_less<ZERO, true, COUNT>(x, stride, first, second);
-    }
+    static std::int32_t less_of(const Group& group) { return halves_of(group.less[0]); }
     static Ints plus(Ints a, Ints b) {
         return both<Ints>([&](int i) { return _mm256_add_epi32(a.part[i], b.part[i]); });
     }
-    static constexpr int LINES = 3, COLUMNS = 2;
+    static constexpr int LINES = 6, COLUMNS = 1;
     static Floats load(const float* place) {
         return both<Floats>([&](int i) { return _mm256_loadu_ps(place + 8 * i); });
     }
@@ -128,7 +123,7 @@ struct Simd {
         _mm256_storeu_ps(place + 8, values.part[1]);
     }
 
-    static void put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
         const auto eight = [&](int i) {
             const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(numbers + 8 * i), _mm256_set1_ps(factor));
             return _mm256_cvtps_epi32(_mm256_and_ps(scaled, _mm256_cmp_ps(scaled, scaled, _CMP_ORD_Q)));
@@ -136,60 +131,73 @@ struct Simd {
         const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(1)), _mm256_packs_epi32(eight(2), eight(3)));
         const __m256i codes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(group.codes), codes);
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-        const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(-1)), zero = _mm256_setzero_si256();
-        const __m256i sums = _mm256_hadd_epi32(_mm256_hadd_epi32(fours, zero), zero);
-        group.less[0] = _mm256_extract_epi32(sums, 0);
-        group.less[1] = _mm256_extract_epi32(sums, 4);
+        const __m256i zero = _mm256_setzero_si256(), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+        const __m256i fours = _mm256_add_epi16(pairs, _mm256_srli_si256(pairs, 8));
+        const __m256i less = _mm256_sub_epi16(zero, _mm256_add_epi16(fours, _mm256_srli_si256(fours, 4)));
+        const __m128i second = _mm256_extracti128_si256(less, 1);
+        group.less[0] = _mm_cvtsi128_si32(_mm_add_epi16(_mm256_castsi256_si128(less), second));
+        group.less[1] = _mm_cvtsi128_si32(second);
+        return halves_of(group.less[0]);
     }
 
 private:
-    template <int ZERO, bool ARE_ONE, int COUNT>
-    static void add_less(const Group* x, std::int64_t stride, Ints* first, Ints* second) {
-        if (ZERO == 0) return;
-#pragma GCC unroll 4
-        for (int t = 0; t < COUNT; ++t) {
-            const std::int32_t* less = x[t * stride].less;
-            first[t] = plus(first[t], times<ZERO>(ARE_ONE ? less[0] + less[1] : less[0]));
-            if (!ARE_ONE) second[t] = plus(second[t], times<ZERO>(less[1]));
-        }
-    }
-    template <int FACTOR, int MOST, int COUNT, class Quad>
-    static void add(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
-        constexpr int FIT = std::min(32767 / (2 * 127 * MOST), QUADS), EACH = std::max(FIT, QUADS / 2);
-        static_assert(EACH % FIT == 0);
-        const auto product = [&](int t, int j, int i) {
-            return reinterpret_cast<__v16hi>(_mm256_maddubs_epi16(quad(j)->part[i], _mm256_set1_epi32(four_of(x[t * stride], j))));
+    // `less` is a pair of 16 bits, whose sum is minus that of all numbers, and the same of the second half. Pairs of products
+    // begin with it and are summed in 16 bits, as many as surely are no more in the end; how often they are on the way does
+    // not matter.
+    template <int FACTOR, int ZERO, int MOST, bool SPLIT, int COUNT, class Quad, class Part>
+    static void add(Quad quad, Part part, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
+        constexpr int FIT = std::min(32767 / (2 * 127 * std::max(ZERO, MOST - ZERO)), QUADS);
+        static_assert(SPLIT ? FIT == QUADS / 2 : FIT == QUADS || (FIT == QUADS / 2 && ZERO == 0));
+        const auto start = [&](int t, int begin) {
+            if (ZERO == 0) return __v16hi{};
+            __m256i less = _mm256_set1_epi32(x[t * stride].less[begin / FIT]);
+            if (SPLIT && begin == 0) less = _mm256_sub_epi16(less, _mm256_set1_epi32(x[t * stride].less[1]));
+            return reinterpret_cast<__v16hi>(_mm256_slli_epi16(less, log2_of(ZERO)));
         };
-        const auto whole = [](__v16hi pairs) {
-            return reinterpret_cast<__v8si>(_mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(FACTOR)));
+        const auto products = [&](const auto& all, int j, int t, int i) {
+            const __m256i four = _mm256_set1_epi32(four_of(x[t * stride], j));
+            return reinterpret_cast<__v16hi>(_mm256_maddubs_epi16(part(all).part[i], four));
         };
 #pragma GCC unroll 2  // or sums would lie in memory
-        for (int half = 0; half < QUADS; half += EACH) {
-            __v8si sums[COUNT][2] = {};
-            if constexpr (FIT < EACH) {
+        for (int begin = 0; begin < QUADS; begin += FIT) {
+            __v16hi pairs[COUNT][2];
+#pragma GCC unroll 4
+            for (int t = 0; t < COUNT; ++t) pairs[t][0] = pairs[t][1] = start(t, begin);
+            if constexpr (std::is_reference_v<decltype(quad(0))>) {  // a short loop over what lies in memory
 #pragma GCC unroll 1
-                for (int j = half; j < half + EACH; j += FIT)
+                for (int j = begin; j < begin + FIT; ++j) {
+                    const auto& all = quad(j);
 #pragma GCC unroll 4
                     for (int t = 0; t < COUNT; ++t)
-                        for (int i = 0; i < 2; ++i) sums[t][i] += whole(product(t, j, i) + product(t, j + 1, i));
+                        for (int i = 0; i < 2; ++i) pairs[t][i] += products(all, j, t, i);
+                }
             } else {
-                __v16hi pairs[COUNT][2] = {};
-#pragma GCC unroll 1  // or all products would be made before they are added, and lie in memory
-                for (int j = half; j < half + EACH; ++j)
+#pragma GCC unroll 8
+                for (int n = begin; n < begin + FIT; ++n) {
+                    const int j = SPLIT ? n : n / 2 + n % 2 * 4;  // nibbles of the same bytes follow each other
+                    const auto& all = quad(j);
 #pragma GCC unroll 4
                     for (int t = 0; t < COUNT; ++t)
-                        for (int i = 0; i < 2; ++i) pairs[t][i] += product(t, j, i);
-#pragma GCC unroll 4
-                for (int t = 0; t < COUNT; ++t)
-                    for (int i = 0; i < 2; ++i) sums[t][i] = whole(pairs[t][i]);
+                        for (int i = 0; i < 2; ++i) {
+                            pairs[t][i] += products(all, j, t, i);
+                            keep(pairs[t][i]);
+                        }
+                }
             }
-            Ints* const all = half == 0 ? first : second;
+            Ints* const sums = SPLIT && begin > 0 ? second : first;
 #pragma GCC unroll 4
             for (int t = 0; t < COUNT; ++t)
-                for (int i = 0; i < 2; ++i) all[t].part[i] = _mm256_add_epi32(all[t].part[i], reinterpret_cast<__m256i>(sums[t][i]));
+                for (int i = 0; i < 2; ++i) {
+                    const auto whole = _mm256_madd_epi16(reinterpret_cast<__m256i>(pairs[t][i]), _mm256_set1_epi16(FACTOR));
+                    sums[t].part[i] = _mm256_add_epi32(sums[t].part[i], whole);
+                }
         }
     }
+
+    static std::int32_t halves_of(std::int32_t pair) { return static_cast<std::int16_t>(pair) + (pair >> 16); }
+
+    // Or a compiler would make all products before it adds them, and put them into memory.
+    static void keep(__v16hi& sums) { asm("" : "+x"(sums)); }
 };
 
 }  // namespace GEMLENS_ISA

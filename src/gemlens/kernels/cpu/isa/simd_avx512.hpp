@@ -22,9 +22,8 @@ struct Simd {
         std::memcpy(&mask, bits, sizeof mask);
         return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(16));
     }
-    template <int SHIFT>
-    static Codes add_pair(Codes codes, Codes bits) {  // two bits of each byte, above the low four
-        const __m512i two = _mm512_and_si512(_mm512_srli_epi16(bits, SHIFT), _mm512_set1_epi8(3));
+    static Codes add_pair(Codes codes, Codes bits, int shift) {  // two bits of each byte, above the low four
+        const __m512i two = _mm512_and_si512(_mm512_srli_epi16(bits, shift), _mm512_set1_epi8(3));
         return _mm512_or_si512(codes, _mm512_slli_epi16(two, 4));
     }
     static Wide above(Codes high, Codes low) { return _mm512_or_si512(_mm512_slli_epi16(high, 4), low); }
@@ -35,19 +34,22 @@ struct Simd {
     static Ints times(std::int32_t number) {
         return FACTOR ? _mm512_slli_epi32(ints(number), log2_of(FACTOR)) : ints(0);
     }
+    static constexpr int ASKING = 4;  // lines from which on it pays to ask for memory ahead
     static constexpr int TOGETHER = 1;  // lines that are multiplied with one code after the other
-    template <int ZERO, int MOST, int COUNT>
-    static void multiply(const Codes* codes, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
+    template <class Tile, int COUNT, class Quad>
+    static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
         for (int t = 0; t < COUNT; ++t) {
             const Group& group = x[t * stride];
-            first[t] = times<ZERO>(group.less[0]);
-            second[t] = times<ZERO>(group.less[1]);
+            first[t] = times<Tile::ZERO>(group.less[0]);
+            second[t] = times<Tile::ZERO>(group.less[1]);
             for (int j = 0; j < QUADS / 2; ++j) {
-                first[t] = _mm512_dpbusd_epi32(first[t], codes[j], four(group, j));
-                second[t] = _mm512_dpbusd_epi32(second[t], codes[j + QUADS / 2], four(group, j + QUADS / 2));
+                first[t] = _mm512_dpbusd_epi32(first[t], quad(j), four(group, j));
+                second[t] = _mm512_dpbusd_epi32(second[t], quad(j + QUADS / 2), four(group, j + QUADS / 2));
             }
+            if (!Tile::SPLIT) first[t] = plus(first[t], second[t]);
         }
     }
+    static std::int32_t less_of(const Group& group) { return group.less[0] + group.less[1]; }
     static Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
     static constexpr int LINES = 6, COLUMNS = 4;  // of sums that registers hold
     static Floats load(const float* place) { return _mm512_loadu_ps(place); }
@@ -71,7 +73,7 @@ struct Simd {
     static Floats multiply_add(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
     static void store(float* place, Floats values) { _mm512_storeu_ps(place, values); }
 
-    static void put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
         __m128i* const codes = reinterpret_cast<__m128i*>(group.codes);
         for (int half = 0; half < 2; ++half) {
             const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(numbers + 16 * half), _mm512_set1_ps(factor));
@@ -80,6 +82,7 @@ struct Simd {
             const __m128i pairs = _mm_add_epi32(sums, _mm_srli_si128(sums, 8));
             group.less[half] = -_mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_srli_si128(pairs, 4)));
         }
+        return less_of(group);
     }
 
 private:

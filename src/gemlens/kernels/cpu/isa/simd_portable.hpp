@@ -1,8 +1,6 @@
 // Sixteen rows in plain C++. See simd.hpp.
 #pragma once
 
-#include <type_traits>
-
 #include "scalars.hpp"
 
 namespace gemlens {
@@ -31,9 +29,8 @@ struct Simd {
         for (int i = 0; i < 64; ++i) codes.at[i] += ((bits[i / 8] >> (i % 8)) & 1) << 4;
         return codes;
     }
-    template <int SHIFT>
-    static Codes add_pair(Codes codes, Codes bits) {
-        for (int i = 0; i < 64; ++i) codes.at[i] |= ((bits.at[i] >> SHIFT) & 3) << 4;
+    static Codes add_pair(Codes codes, Codes bits, int shift) {
+        for (int i = 0; i < 64; ++i) codes.at[i] |= ((bits.at[i] >> shift) & 3) << 4;
         return codes;
     }
     static Wide above(Codes high, Codes low) {
@@ -51,21 +48,25 @@ struct Simd {
     }
     template <int FACTOR>
     static Ints times(std::int32_t number) { return ints(FACTOR * number); }
+    static constexpr int ASKING = 4;
     static constexpr int TOGETHER = 1;
-    template <int ZERO, int MOST, int COUNT, class Any>
-    static void multiply(const Any* codes, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
-        constexpr int OWN = std::is_same_v<Any, Wide> ? 128 : 0;
+    template <class Tile, int COUNT, class Quad>
+    static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
+        constexpr int OWN = Tile::MOST > 63 ? 128 : 0;
         for (int t = 0; t < COUNT; ++t) {
             const Group& group = x[t * stride];
-            first[t] = times<ZERO>(group.less[0]);
-            second[t] = times<ZERO>(group.less[1]);
-            for (int i = 0; i < GROUP; ++i)
-                for (int row = 0; row < ROWS; ++row) {
-                    const int code = codes[i / 4].at[4 * row + i % 4] - OWN;
-                    (i < GROUP / 2 ? first : second)[t].at[row] += code * group.codes[i];
-                }
+            Ints halves[] = {times<Tile::ZERO>(group.less[0]), times<Tile::ZERO>(group.less[1])};
+            for (int j = 0; j < QUADS; ++j) {
+                const auto codes = quad(j);
+                for (int row = 0; row < ROWS; ++row)
+                    for (int i = 0; i < 4; ++i)
+                        halves[j / (QUADS / 2)].at[row] += (codes.at[4 * row + i] - OWN) * group.codes[4 * j + i];
+            }
+            first[t] = Tile::SPLIT ? halves[0] : plus(halves[0], halves[1]);
+            second[t] = halves[1];
         }
     }
+    static std::int32_t less_of(const Group& group) { return group.less[0] + group.less[1]; }
     static Ints plus(Ints a, Ints b) {
         for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
         return a;
@@ -134,12 +135,13 @@ struct Simd {
     }
     static void store(float* place, Floats values) { std::memcpy(place, values.at, sizeof values.at); }
 
-    static void put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
         group.less[0] = group.less[1] = 0;
         for (int i = 0; i < GROUP; ++i) {
             group.codes[i] = static_cast<std::int8_t>(whole_of(numbers[i] * factor));
             group.less[i / 16] -= group.codes[i];
         }
+        return less_of(group);
     }
 };
 

@@ -61,12 +61,9 @@ inline void put_bytes(std::uint8_t* nibbles, int row, const std::uint8_t* bytes)
     for (int j = 0; j < 4; ++j) std::memcpy(nibbles + 64 * j + 4 * row, bytes + 4 * j, 4);
 }
 
-inline void nibbles_of(const std::uint8_t* nibbles, Simd::Codes codes[QUADS]) {
-    for (int j = 0; j < 4; ++j) {
-        const auto bytes = Simd::load(nibbles + 64 * j);
-        codes[j] = Simd::low(bytes);
-        codes[j + 4] = Simd::high(bytes);
-    }
+inline Simd::Codes nibbles_of(const std::uint8_t* nibbles, int quad) {
+    const auto bytes = Simd::load(nibbles + 64 * (quad % 4));
+    return quad < 4 ? Simd::low(bytes) : Simd::high(bytes);
 }
 
 // The six-bit steps and offsets of the eight groups of a Q4_K or Q5_K block; see kernels/reference.py.
@@ -83,25 +80,25 @@ inline void steps_of(const std::uint8_t* packed, int group, int& step, int& offs
 // Each layout: BLOCK weights of a row in BYTES of a file; TILE bytes for 16 of them, and REST bytes behind all tiles of
 // the same 16 rows.
 //     pack(row, block, tile, rest)      puts a row's block into a zeroed tile
-//     codes(tile, rest, group, codes)   the codes of a group of 32
+//     codes(tile, rest, group, quad)    of a group of 32, at most MOST
 //     scale(tile, group, half)          of half a group; both halves are the same but in Q6_K
 //     offset(tile, group)               what is subtracted, where HAS_OFFSET; else `scale * ZERO` is
 struct TileQ4_0 {
     static constexpr int BLOCK = 32, BYTES = 18, TILE = 32 + 256, REST = 0, ZERO = 8;
-    using Codes = Simd::Codes;  // up to MOST
+    using Codes = Simd::Codes;
     static constexpr int MOST = 15;
     static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
         std::memcpy(tile + 2 * row, block, 2);
         put_bytes(tile + 32, row, block + 2);
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) { nibbles_of(tile + 32, codes); }
+    static Codes codes(const std::uint8_t* tile, const std::uint8_t*, int, int quad) { return nibbles_of(tile + 32, quad); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
 };
 
 struct TileQ5_0 {
     static constexpr int BLOCK = 32, BYTES = 22, TILE = 32 + 256 + 64, REST = 0, ZERO = 16;
-    using Codes = Simd::Codes;  // up to MOST
+    using Codes = Simd::Codes;
     static constexpr int MOST = 31;
     static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
@@ -109,9 +106,8 @@ struct TileQ5_0 {
         put_bytes(tile + 32, row, block + 6);
         put_fifths(tile + 288, row, word_at(block + 2));
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t*, int, Simd::Codes codes[QUADS]) {
-        nibbles_of(tile + 32, codes);
-        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::add_where(codes[j], tile + 288 + 8 * j);
+    static Codes codes(const std::uint8_t* tile, const std::uint8_t*, int, int quad) {
+        return Simd::add_where(nibbles_of(tile + 32, quad), tile + 288 + 8 * quad);
     }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
 };
@@ -120,7 +116,7 @@ struct TileQ5_0 {
 // blocks. So half of the bytes tell what a product can be at most; see `screen` in kernels.cpp.
 struct TileQ8_0 {
     static constexpr int BLOCK = 32, BYTES = 34, TILE = 32 + 16 + 256, REST = 256, ZERO = Simd::WIDE_ZERO;
-    using Codes = Simd::Wide;  // up to MOST
+    using Codes = Simd::Wide;
     static constexpr int MOST = 255;
     static constexpr bool HAS_OFFSET = false, SPLIT = false;
     static constexpr float SIZE = 2.99f;  // steps of the size of a row's lower nibbles, each less 7.5: at most 127
@@ -139,13 +135,10 @@ struct TileQ8_0 {
         const auto size = std::sqrt(static_cast<float>(squares - 15 * sum + 32 * 225 / 4));
         tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * size));
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t* rest, int, Codes codes[QUADS]) {
-        Simd::Codes high[QUADS], low[QUADS];
-        nibbles_of(tile + 48, high);
-        nibbles_of(rest, low);
-        for (int j = 0; j < QUADS; ++j) codes[j] = Simd::above(high[j], low[j]);
+    static Codes codes(const std::uint8_t* tile, const std::uint8_t* rest, int, int quad) {
+        return Simd::above(upper(tile, quad), nibbles_of(rest, quad));
     }
-    static void upper(const std::uint8_t* tile, Simd::Codes codes[QUADS]) { nibbles_of(tile + 48, codes); }
+    static Simd::Codes upper(const std::uint8_t* tile, int quad) { return nibbles_of(tile + 48, quad); }
     static Simd::Floats scale(const std::uint8_t* tile, int, int) { return Simd::halves(tile); }
     static Simd::Floats size(const std::uint8_t* tile) { return Simd::signed_bytes(tile + 32); }
 };
@@ -155,7 +148,7 @@ template <bool FIVE>
 struct TileK {
     static constexpr int BLOCK = 256, BYTES = FIVE ? 176 : 144, EACH = FIVE ? 320 : 256;
     static constexpr int TILE = 64 + 256 + 8 * EACH, REST = 0, ZERO = 0;
-    using Codes = Simd::Codes;  // up to MOST
+    using Codes = Simd::Codes;
     static constexpr int MOST = FIVE ? 31 : 15;
     static constexpr bool HAS_OFFSET = true, SPLIT = false;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
@@ -177,11 +170,10 @@ struct TileK {
             if (FIVE) put_fifths(place + 256, row, fifths_of(codes));
         }
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
+    static Codes codes(const std::uint8_t* tile, const std::uint8_t*, int group, int quad) {
         const std::uint8_t* place = tile + 320 + EACH * group;
-        nibbles_of(place, codes);
-        if (FIVE)
-            for (int j = 0; j < QUADS; ++j) codes[j] = Simd::add_where(codes[j], place + 256 + 8 * j);
+        const auto nibbles = nibbles_of(place, quad);
+        return FIVE ? Simd::add_where(nibbles, place + 256 + 8 * quad) : nibbles;
     }
     static Simd::Floats scale(const std::uint8_t* tile, int group, int) {
         return Simd::multiply(Simd::halves(tile), Simd::signed_bytes(tile + 64 + 32 * group));
@@ -195,7 +187,7 @@ using TileQ5_K = TileK<true>;
 
 struct TileQ6_K {
     static constexpr int BLOCK = 256, BYTES = 210, TILE = 32 + 256 + 8 * 384, REST = 0, ZERO = 32;
-    using Codes = Simd::Codes;  // up to MOST
+    using Codes = Simd::Codes;
     static constexpr int MOST = 63;
     static constexpr bool HAS_OFFSET = false, SPLIT = true;
     static void pack(int row, const std::uint8_t* block, std::uint8_t* tile, std::uint8_t*) {
@@ -213,17 +205,9 @@ struct TileQ6_K {
             put_pairs(place + 256, row, codes);
         }
     }
-    static void codes(const std::uint8_t* tile, const std::uint8_t*, int group, Simd::Codes codes[QUADS]) {
+    static Codes codes(const std::uint8_t* tile, const std::uint8_t*, int group, int quad) {
         const std::uint8_t* place = tile + 288 + 384 * group;
-        nibbles_of(place, codes);
-        for (int part = 0; part < 2; ++part) {
-            const auto pairs = Simd::load(place + 256 + 64 * part);
-            Simd::Codes* four = codes + 4 * part;
-            four[0] = Simd::add_pair<0>(four[0], pairs);
-            four[1] = Simd::add_pair<2>(four[1], pairs);
-            four[2] = Simd::add_pair<4>(four[2], pairs);
-            four[3] = Simd::add_pair<6>(four[3], pairs);
-        }
+        return Simd::add_pair(nibbles_of(place, quad), Simd::load(place + 256 + 64 * (quad / 4)), 2 * (quad % 4));
     }
     static Simd::Floats scale(const std::uint8_t* tile, int group, int half) {
         return Simd::multiply(Simd::halves(tile), Simd::signed_bytes(tile + 32 + 16 * (2 * group + half)));
