@@ -1,12 +1,14 @@
-"""Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them.
+"""Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them, or widened for a product.
 
 torch brings a weight into that order at every call, or multiplies without it; here it is done once. No number changes.
+Processors without products of bfloat16 have no such order; there float32 is eight times as fast, and rounds once.
 `hasten` changes more than the order: attention rounds otherwise, and the picture encoder's MLP once less.
 """
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gemlens.errors import InputError
@@ -17,6 +19,9 @@ from gemlens.quantization.fused_patches import PatchAttention, can_attend
 
 if TYPE_CHECKING:
     from gemlens.models.pretrained import PreTrainedModel
+
+_FEW = 8  # tokens whose products take as long as reading the weights
+_WIDENED = 2**24  # weights at once: 64 MB in float32
 
 
 class PackedLinear(nn.Module):
@@ -59,6 +64,33 @@ class PackedLinear(nn.Module):
         raise InputError("A packed model is for inference and cannot be saved; save it before pack().")
 
 
+class WidenedLinear(nn.Linear):
+    """Takes the place of an `nn.Linear` in bfloat16 on a CPU, whose weights it shares.
+
+    Many tokens are multiplied in float32, with a part of the weights after the other, and the products rounded.
+
+    Args:
+        layer: that one.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        wants_gradients = torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad)
+        if hidden.shape[:-1].numel() < _FEW or wants_gradients or hidden.dtype is not torch.bfloat16:
+            return super().forward(hidden)
+        result, wide = hidden.new_empty(*hidden.shape[:-1], self.out_features), hidden.float()
+        step = max(1, _WIDENED // self.in_features)
+        for begin in range(0, self.out_features, step):
+            part = slice(begin, begin + step)
+            bias = None if self.bias is None else self.bias[part].float()
+            result[..., part] = F.linear(wide, self.weight[part].float(), bias)
+        return result
+
+
 class PackedPatchMlp(nn.Module):
     """Takes the place of a SiglipMLP with GELU with tanh whose layers are packed.
 
@@ -77,9 +109,11 @@ class PackedPatchMlp(nn.Module):
 
 def can_pack(model: nn.Module) -> bool:
     """Whether the model is in bfloat16 on a CPU, with a torch and a processor that multiply such matrices by oneDNN."""
-    weights = {(weight.device.type, weight.dtype) for weight in model.parameters()}
-    supported = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weights == {("cpu", torch.bfloat16)} and bool(supported)
+    return _is_half(model) and bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_half(model: nn.Module) -> bool:
+    return {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("cpu", torch.bfloat16)}
 
 
 def pack(model: nn.Module) -> list[str]:
@@ -105,16 +139,23 @@ def pack(model: nn.Module) -> list[str]:
 def hasten(model: "PreTrainedModel") -> None:
     """Makes a model that was just loaded answer as fast as it can here; see `pack` for what it cannot do then.
 
-    Attention is computed by blocks, in the picture encoder by kernels, unless the model was told how. What cannot be
-    packed stays as it is.
+    Attention is computed by blocks, in the picture encoder by kernels, unless the model was told how. Where the
+    processor has no products of bfloat16, those of many tokens are made in float32, and nothing else changes. What is
+    not in bfloat16 on a CPU stays as it is.
     """
     if not can_pack(model):
+        if _is_half(model):
+            swap(model, _widened)
         return
     pack(model)
     swap(model, _packed_mlp)
     if model.attn_implementation is None:
         model.set_attn_implementation("blocked")
         swap(model, lambda _, module: PatchAttention(module) if can_attend(module) else None)  # type: ignore[arg-type]
+
+
+def _widened(name: str, module: nn.Module) -> nn.Module | None:
+    return WidenedLinear(module) if type(module) is nn.Linear else None
 
 
 def _packed(name: str, module: nn.Module) -> nn.Module | None:
