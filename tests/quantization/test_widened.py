@@ -8,7 +8,7 @@ from torch import nn
 
 from gemlens import AutoModelForImageTextToText
 from gemlens.quantization import packed
-from gemlens.quantization.packed import WidenedLinear, hasten
+from gemlens.quantization.packed import WidenedConvolution, WidenedLinear, hasten
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +41,23 @@ def test_gradients_and_other_dtypes_are_left_to_torch() -> None:
     assert layer.float()(torch.randn(20, 37)).dtype is torch.float32
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_is_that_of_float32_rounded_once(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 10, kernel_size=4, stride=4, bias=bias).bfloat16()
+    pixels = torch.randn(2, 3, 13, 8).bfloat16()
+    with torch.no_grad():
+        found, exact = WidenedConvolution(layer)(pixels), layer.double()(pixels.double())
+    assert found.dtype is torch.bfloat16
+    assert bool(((found.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5).all())
+
+
 def test_a_hastened_model_answers_as_it_did(tiny: ModuleType) -> None:
     model, prompt = tiny.fresh("paligemma").requires_grad_(False), tiny.prompt("paligemma")
     exact = model(**prompt).logits
     half = model.to(torch.bfloat16)(**prompt).logits.float()
     hasten(model)
-    assert not [module for module in model.modules() if type(module) is nn.Linear]
+    assert not [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
     said = model(**prompt).logits.float()
     assert float((said - exact).norm()) <= 2 * float((half - exact).norm())  # rounding, where it falls otherwise
 

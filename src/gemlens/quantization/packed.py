@@ -5,7 +5,7 @@ Processors without products of bfloat16 have no such order; there float32 is eig
 `hasten` changes more than the order: attention rounds otherwise, and the picture encoder's MLP once less.
 """
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,25 @@ class WidenedLinear(nn.Linear):
         return result
 
 
+class WidenedConvolution(nn.Conv2d):
+    """Takes the place of an `nn.Conv2d` in bfloat16 on a CPU, as WidenedLinear that of a linear layer.
+
+    Args:
+        layer: that one.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        stride, padding, dilation = (cast(Any, each) for each in (layer.stride, layer.padding, layer.dilation))
+        super().__init__(layer.in_channels, layer.out_channels, cast(Any, layer.kernel_size), stride, padding, dilation,
+                         layer.groups, device="meta")  # fmt: skip
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[I, 3, height, width] -> [I, D, rows, columns]."""
+        bias = None if self.bias is None else self.bias.float()
+        return self._conv_forward(pixels.float(), self.weight.float(), bias).to(pixels.dtype)
+
+
 class PackedPatchMlp(nn.Module):
     """Takes the place of a SiglipMLP with GELU with tanh whose layers are packed.
 
@@ -155,6 +174,8 @@ def hasten(model: "PreTrainedModel") -> None:
 
 
 def _widened(name: str, module: nn.Module) -> nn.Module | None:
+    if type(module) is nn.Conv2d:
+        return WidenedConvolution(module)
     return WidenedLinear(module) if type(module) is nn.Linear else None
 
 
