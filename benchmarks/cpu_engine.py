@@ -25,6 +25,7 @@ from peers import BFLOAT16, OPENVINO, PALIGEMMA, PALIGEMMA_3B, PYTHON, REAL, SHA
 from report import FOLDER, Claim, write
 
 from gemlens import AutoTokenizer, SiglipVisionModel
+from gemlens.kernels.machine import machine
 
 ROUNDS = 5
 THREADS = 2
@@ -380,8 +381,10 @@ def main() -> None:
         middle = {name: f"{statistics.median(values):.4g}" for name, values in claim.figures.items()}
         print(claim.what, claim.unit, middle, flush=True)
     if len(asked) == len(PARTS):
-        print(write("cpu_engine", "The CPU engine beside its peers", claims, f"{ROUNDS} rounds"))
-        lines(claims, FOLDER / f"{datetime.date.today()}-cpu_engine-lines.png")
+        kernels = machine().kernels
+        notes = f"{kernels} kernels, {ROUNDS} rounds"
+        print(write("cpu_engine", "The CPU engine beside its peers", claims, notes, f"-{kernels}"))
+        lines(claims, FOLDER / f"{datetime.date.today()}-cpu_engine-{kernels}-lines.png")
 
 
 if __name__ == "__main__":

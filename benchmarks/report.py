@@ -68,27 +68,29 @@ def commit() -> str:
     return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def write(name: str, title: str, claims: list[Claim], notes: str) -> str:
-    """Writes results/<date>-<name>.md, .json and .png.
+def write(name: str, title: str, claims: list[Claim], notes: str, kind: str = "") -> str:
+    """Writes results/<date>-<name><kind>.md, .json and .png.
 
     Args:
         name: of the script.
         title: of the page.
         claims: what was measured.
         notes: rounds, versions of peers.
+        kind: of machine, where results of several are kept.
 
     Returns:
         The page.
     """
     today = datetime.date.today().isoformat()
+    place = FOLDER / f"{today}-{name}{kind}"
     head = f"{today}, commit {commit()}, {machine()}; {notes}."
     made = f"Made by `make real && .venv/bin/python benchmarks/{name}.py`."
     page = "\n".join([f"# {title}", "", head, made, "", *table(claims), ""])
     FOLDER.mkdir(exist_ok=True)
     raw = {"date": today, "commit": commit(), "machine": machine(), "claims": [asdict(claim) for claim in claims]}
-    (FOLDER / f"{today}-{name}.md").write_text(page)
-    (FOLDER / f"{today}-{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
-    plot(claims, title, FOLDER / f"{today}-{name}.png")
+    place.with_suffix(".md").write_text(page)
+    place.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+    plot(claims, title, place.with_suffix(".png"))
     return page
 
 
