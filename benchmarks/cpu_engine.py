@@ -370,7 +370,7 @@ PARTS: dict[str, Callable[[Text], list[Claim]]] = {
 
 
 def main() -> None:
-    """Measures; writes when all parts were."""
+    """Measures and writes, under the names of the parts where these are not all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all")
     asked = parser.parse_args().parts or list(PARTS)
@@ -380,10 +380,10 @@ def main() -> None:
     for claim in claims:
         middle = {name: f"{statistics.median(values):.4g}" for name, values in claim.figures.items()}
         print(claim.what, claim.unit, middle, flush=True)
+    kernels = machine().kernels
+    kind = "-".join(["", kernels, *(asked if len(asked) < len(PARTS) else [])])
+    print(write("cpu_engine", "The CPU engine beside its peers", claims, f"{kernels} kernels, {ROUNDS} rounds", kind))
     if len(asked) == len(PARTS):
-        kernels = machine().kernels
-        notes = f"{kernels} kernels, {ROUNDS} rounds"
-        print(write("cpu_engine", "The CPU engine beside its peers", claims, notes, f"-{kernels}"))
         lines(claims, FOLDER / f"{datetime.date.today()}-cpu_engine-{kernels}-lines.png")
 
 

@@ -36,7 +36,7 @@ from gemlens.training.batches import Collator
 from gemlens.training.loading import Batch
 from gemlens.training.loop import Run
 from gemlens.training.settings import Settings, read_recipe, settings_of
-from gemlens.training.train import Evaluation, prepare
+from gemlens.training.train import Evaluation, prepare, settled
 
 PAGES = 0.1  # of the pictures show words only
 FULL = 0.5  # of the others show two texts or four things, at least: what is in them is got wrong most
@@ -242,7 +242,7 @@ def main() -> None:
     """Trains, and writes OUTPUT/last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    settings: Settings = settings_of(read_recipe(parser.parse_args().recipe))
+    settings: Settings = settled(settings_of(read_recipe(parser.parse_args().recipe)))
     trainee = prepare(settings)
     model = cast(PaliGemmaForConditionalGeneration, trainee.model)
     vision, codec = model.config.vision_config, MaskCodec.load(MASK_CODEC)

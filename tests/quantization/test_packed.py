@@ -10,11 +10,9 @@ from gemlens import InputError, can_pack, pack
 from gemlens.models.configs.siglip import SiglipVisionConfig
 from gemlens.models.siglip import SiglipMLP
 from gemlens.models.swap import swap
-from gemlens.quantization.packed import PackedLinear, PackedPatchMlp, hasten
+from gemlens.quantization.packed import PackedLinear, PackedPatchMlp, hasten, multiplies_bfloat16
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not multiply bfloat16 by oneDNN"
-)
+pytestmark = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16 by oneDNN")
 FAMILIES = ("gemma", "gemma2", "gemma3", "paligemma", "paligemma2", "gemma3-pictures")
 
 

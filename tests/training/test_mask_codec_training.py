@@ -147,16 +147,16 @@ class TestTraining:
         """Masks of a disc and a cross come back better than the best answer that looks at nothing."""
         errors: list[float] = []
         before = torch.random.get_rng_state()
-        settings = CodecSettings(steps=120, batch=12, plain=60, learning_rate=3e-3)
+        settings = CodecSettings(steps=200, batch=12, plain=60, learning_rate=3e-4)
         codec = train(silhouettes(), settings, lambda step, error: errors.append(error))
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert len(errors) == 120
+        assert len(errors) == 200
         assert not codec.training
-        assert np.mean(errors[-10:]) < 0.6 < 0.9 < np.mean(errors[50:60])
+        assert np.mean(errors[-10:]) < 0.45 < 0.55 < np.mean(errors[50:60])
         masks = MaskMaker(silhouettes(), seed=7)(64)
         inside, drawn = masks > 0.5, codec.decode(codec.encode(masks)) > 0
         constant = (inside.float().mean(0) > 0.5).expand_as(inside)
-        assert iou(inside, drawn) > iou(inside, constant) + 0.03
+        assert iou(inside, drawn) > iou(inside, constant) + 0.1
 
     def test_bfloat16_changes_little(self) -> None:
         errors: dict[bool, list[float]] = {True: [], False: []}

@@ -31,6 +31,7 @@ def test_every_method_gives_a_model_that_answers(method: str, tmp_path: Path) ->
     assert any("vision_tower" in name for name in changed) == (method == "full")
 
 
+@pytest.mark.timeout(900)  # without products of bfloat16 it takes some minutes
 def test_lora_teaches_the_embedded_model_a_question_that_it_never_heard(tmp_path: Path) -> None:
     """On pictures of other photographs; how long it takes is told by benchmarks/new_question.py."""
     before, after, _ = new_question.learn(tmp_path, "lora", steps=300, count=2400, seed=1)

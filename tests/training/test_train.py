@@ -17,9 +17,10 @@ import torch
 
 from gemlens import CheckpointError, InputError, PaliGemmaForConditionalGeneration, PictureError, pipeline
 from gemlens.checkpoints import save
+from gemlens.quantization import packed
 from gemlens.training import checkpoints
 from gemlens.training.settings import settings_of
-from gemlens.training.train import train
+from gemlens.training.train import settled, train
 from training.small_run import COLOURS, data_file, settings
 
 
@@ -298,3 +299,16 @@ def test_data_without_examples_is_a_sentence(tmp_path: Path) -> None:
 def test_nothing_that_learns_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing-like-this"):
         train(settings(tmp_path, train=["nothing-like-this"]))
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_numbers_are_those_that_are_fast_here_unless_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, multiplies: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(packed, "multiplies_bfloat16", lambda: multiplies)
+    assert settled(settings(tmp_path, precision="auto")).precision == ("bf16" if multiplies else "fp32")
+    assert settled(settings(tmp_path, precision="bf16")).precision == "bf16"
+    train(settings(tmp_path, precision="auto", steps=1))
+    told = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert told["precision"] == ("bf16" if multiplies else "fp32")

@@ -171,6 +171,6 @@ def chosen_device(device: str) -> str:
 
 def dequantised_dtype(device: str) -> str:
     """What GGUF's formats become unless told: bfloat16, or float32 on a processor that cannot multiply bfloat16."""
-    import torch
+    from gemlens.quantization.packed import multiplies_bfloat16
 
-    return "bfloat16" if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return "bfloat16" if device != "cpu" or multiplies_bfloat16() else "float32"

@@ -128,7 +128,12 @@ class PackedPatchMlp(nn.Module):
 
 def can_pack(model: nn.Module) -> bool:
     """Whether the model is in bfloat16 on a CPU, with a torch and a processor that multiply such matrices by oneDNN."""
-    return _is_half(model) and bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return _is_half(model) and multiplies_bfloat16()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether torch and this processor multiply matrices in bfloat16 by oneDNN; without, float32 is much faster."""
+    return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_half(model: nn.Module) -> bool:

@@ -64,7 +64,7 @@ class Settings:
 
     mean: Literal["example", "token"] = _said("example", "What counts alike in the loss.")
     label_smoothing: float = _said(0.0, "Probability that is spread over the vocabulary.", least=0, most=1)
-    precision: Literal["bf16", "fp32"] = _said("bf16", "Numbers to compute in.")
+    precision: Literal["auto", "bf16", "fp32"] = _said("auto", "Numbers to compute in; auto: bf16 where it is fast.")
     attention: str = _said("", "Implementation of attention; empty: the model's own choice.")
     gradient_checkpointing: bool = _said(False, "Compute activations again instead of keeping them.")
     compile: bool = _said(False, "Compile the decoder's layers first; on a CPU that needs a C++ compiler.")

@@ -7,7 +7,7 @@ OUTPUT/settings.json        what was asked for, complete
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def train(
     from gemlens.checkpoints.save import write_json
     from gemlens.data.sources import open_source
 
+    settings = settled(settings)
     trainee = prepare(settings)
     source = open_source(*settings.data)
     collator = Collator(trainee.processor, max_length=settings.max_length or None)
@@ -90,8 +91,17 @@ def train(
     return folder / ("best" if settings.validation else "last")
 
 
+def settled(settings: Settings) -> Settings:
+    """The same with precision as it is computed in here."""
+    from gemlens.quantization.packed import multiplies_bfloat16
+
+    if settings.precision != "auto":
+        return settings
+    return replace(settings, precision="bf16" if torch.cuda.is_available() or multiplies_bfloat16() else "fp32")
+
+
 def prepare(settings: Settings) -> Trainee:
-    """Loads a model and marks what learns.
+    """Loads a model and marks what learns; settings must be `settled`.
 
     Raises:
         GemlensError: it cannot be loaded, a part that should learn is unknown, or there is no compiler.

@@ -149,18 +149,18 @@ private:
         constexpr int FIT = std::min(32767 / (2 * 127 * std::max(ZERO, MOST - ZERO)), QUADS);
         static_assert(SPLIT ? FIT == QUADS / 2 : FIT == QUADS || (FIT == QUADS / 2 && ZERO == 0));
         const auto start = [&](int t, int begin) {
-            if (ZERO == 0) return __v16hi{};
+            if (ZERO == 0) return __v16hu{};
             __m256i less = _mm256_set1_epi32(x[t * stride].less[begin / FIT]);
             if (SPLIT && begin == 0) less = _mm256_sub_epi16(less, _mm256_set1_epi32(x[t * stride].less[1]));
-            return reinterpret_cast<__v16hi>(_mm256_slli_epi16(less, log2_of(ZERO)));
+            return reinterpret_cast<__v16hu>(_mm256_slli_epi16(less, log2_of(ZERO)));
         };
         const auto products = [&](const auto& all, int j, int t, int i) {
             const __m256i four = _mm256_set1_epi32(four_of(x[t * stride], j));
-            return reinterpret_cast<__v16hi>(_mm256_maddubs_epi16(part(all).part[i], four));
+            return reinterpret_cast<__v16hu>(_mm256_maddubs_epi16(part(all).part[i], four));
         };
 #pragma GCC unroll 2  // or sums would lie in memory
         for (int begin = 0; begin < QUADS; begin += FIT) {
-            __v16hi pairs[COUNT][2];
+            __v16hu pairs[COUNT][2];
 #pragma GCC unroll 4
             for (int t = 0; t < COUNT; ++t) pairs[t][0] = pairs[t][1] = start(t, begin);
             if constexpr (std::is_reference_v<decltype(quad(0))>) {  // a short loop over what lies in memory
@@ -197,7 +197,7 @@ private:
     static std::int32_t halves_of(std::int32_t pair) { return static_cast<std::int16_t>(pair) + (pair >> 16); }
 
     // Or a compiler would make all products before it adds them, and put them into memory.
-    static void keep(__v16hi& sums) { asm("" : "+x"(sums)); }
+    static void keep(__v16hu& sums) { asm("" : "+x"(sums)); }
 };
 
 }  // namespace GEMLENS_ISA
