@@ -23,6 +23,9 @@ from gemlens.kernels.tiles import FORMATS
 every_format = pytest.mark.parametrize("block_format", FORMATS, ids=lambda block_format: block_format.name)
 HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has its scales; else in front
 
+CODES = {name: slice(2, None) for name in ("Q4_0", "Q5_0", "Q8_0")}  # where they are in a block
+CODES |= {"Q4_K": slice(16, None), "Q5_K": slice(16, None), "Q6_K": slice(0, 192)}
+
 
 def blocks(block_format: Format, count: int, seed: int) -> torch.Tensor:
     """Random codes with scales of usual size."""
@@ -71,6 +74,25 @@ def test_products_and_rows_are_those_of_the_specification(
     wanted, most = seen @ weights.T.double(), seen.abs() @ weights.T.abs().double()
     assert got.shape == wanted.shape
     assert ((got - wanted).abs() <= 1e-6 * most + 1e-37).all()
+
+
+@every_kernel
+@pytest.mark.parametrize("block_format", [each for each in FORMATS if each.is_quantized], ids=lambda each: each.name)
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x7F, 0x80])
+def test_sums_in_few_bits_hold_the_largest_that_there_can_be(
+    kernels: str, block_format: Format, byte: int, use
+) -> None:
+    use(kernels)
+    shape = 18, 2 * block_format.block_size
+    raw = blocks(block_format, 36, seed=0).view(36, -1)
+    raw[:, CODES[block_format.name]] = byte
+    data = raw.reshape(-1)
+    weights = reference.dequantize(data, block_format, shape).double()
+    packed = tiles.pack(data, block_format, shape)
+    for tokens in (1, 2, 4, 8, 24):
+        for x in (torch.ones(tokens, shape[1]), -torch.ones(tokens, shape[1])):
+            most = x.abs().double() @ weights.abs().T
+            assert ((tiles.linear(x, packed) - x.double() @ weights.T).abs() <= 1e-5 * most).all()
 
 
 @every_kernel

@@ -1,7 +1,7 @@
 """Linear layers for a CPU in bfloat16: weights in the order in which oneDNN reads them, or widened for a product.
 
 torch brings a weight into that order at every call, or multiplies without it; here it is done once. No number changes.
-Processors without products of bfloat16 have no such order; there float32 is eight times as fast, and rounds once.
+Processors without products of bfloat16 have no such order; there float32 is several times as fast, and rounds once.
 `hasten` changes more than the order: attention rounds otherwise, and the picture encoder's MLP once less.
 """
 

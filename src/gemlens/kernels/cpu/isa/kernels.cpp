@@ -175,7 +175,7 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64
                 ask_for<Tile::REST / EACH>(at.rest, OWN);
             }
             const Scales<Tile> scales(at.tile, g);
-            if constexpr (COUNT < 8) {
+            if constexpr (COUNT < 8) {  // else unpacked codes would take more registers than there are
                 add_products<Tile, COUNT>([&](int j) { return Tile::codes(at.tile, at.rest, g, j); }, scales, x, groups, results);
             } else {
                 typename Tile::Codes codes[QUADS];
@@ -243,12 +243,13 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
     });
 }
 
-// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
-// what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
-struct Upper {
+struct Upper {  // nibbles of codes of Q8_0, as a tile
     static constexpr int ZERO = 0, MOST = 15;
     static constexpr bool SPLIT = false;
 };
+
+// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
+// what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
             std::int64_t lines, const Reach* reaches, float* most) {
     for (std::int64_t number = first; number < last; ++number) {
