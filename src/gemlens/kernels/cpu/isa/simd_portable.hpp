@@ -88,25 +88,8 @@ struct Simd {
         for (int row = 0; row < ROWS; ++row) values.at[row] = static_cast<float>(sums.at[row]);
         return values;
     }
-    static Floats halves(const std::uint8_t* bytes) {
-        Floats values;
-        for (int row = 0; row < ROWS; ++row) {
-            std::uint16_t bits;
-            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
-            values.at[row] = from_half(bits);
-        }
-        return values;
-    }
-    static Floats brains(const std::uint8_t* bytes) {
-        Floats values;
-        for (int row = 0; row < ROWS; ++row) {
-            std::uint16_t bits;
-            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
-            const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
-            std::memcpy(&values.at[row], &wide, sizeof wide);
-        }
-        return values;
-    }
+    static Floats halves(const std::uint8_t* bytes) { return widened(bytes, from_half); }
+    static Floats brains(const std::uint8_t* bytes) { return widened(bytes, from_brain); }
     static Floats plus(Floats a, Floats b) {
         for (int row = 0; row < ROWS; ++row) a.at[row] += b.at[row];
         return a;
@@ -142,6 +125,17 @@ struct Simd {
             group.less[i / 16] -= group.codes[i];
         }
         return less_of(group);
+    }
+
+private:
+    static Floats widened(const std::uint8_t* bytes, float (*from)(std::uint16_t)) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) {
+            std::uint16_t bits;
+            std::memcpy(&bits, bytes + 2 * row, sizeof bits);
+            values.at[row] = from(bits);
+        }
+        return values;
     }
 };
 
