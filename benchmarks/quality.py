@@ -25,7 +25,7 @@ from torch import Tensor
 from gemlens import AutoModelForCausalLM, AutoTokenizer, QuantizedCache
 from gemlens.checkpoints.gguf_export import export_gguf
 from gemlens.kernels.reference import in_bits
-from gemlens.kernels.tiles import largest
+from gemlens.kernels.tiles import best, largest
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
 ROWS, LENGTH = 20, 1024
@@ -79,6 +79,8 @@ def differing(head: Any, hidden: Tensor, logits: Tensor) -> int:
             least = most[kept - 1]
             found = largest(state, head.tiles, kept).products
             wrong += not torch.equal(found, full.where(full >= least, -torch.inf))
+        first = best(state.unsqueeze(0), head.tiles)
+        wrong += int(first.rows) != int(full.argmax()) or float(first.products) != float(full.max())
     return wrong
 
 

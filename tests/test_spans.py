@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gemlens import spans
-from gemlens.spans import EMPTY, PADDING, Span, View, join, plain_span, sees, span_of
+from gemlens.spans import EMPTY, PADDING, PlainSpan, Span, View, join, sees, span_of
 
 
 def drawing(view: View) -> list[str]:
@@ -39,21 +39,21 @@ def drawings_of_the_docstring() -> list[list[str]]:
 
 
 def test_masks_look_as_the_docstring_draws_them() -> None:
-    text = plain_span(0, 4, "cpu")
+    text = PlainSpan(0, 4, "cpu")
     paligemma = span_of(slots(6), prefix=marks("111100"))
     gemma3 = span_of(slots(6), pictures=marks("011100"), picture_starts=marks("010000"))
     assert [drawing(View(span, span)) for span in (text, paligemma, gemma3)] == drawings_of_the_docstring()
 
 
 def test_block_numbers_are_those_of_the_docstring() -> None:
-    assert plain_span(0, 4, "cpu").block.tolist() == [[0, 1, 2, 3]]
+    assert PlainSpan(0, 4, "cpu").block.tolist() == [[0, 1, 2, 3]]
     assert span_of(slots(6), prefix=marks("111100")).block.tolist() == [[0, 0, 0, 0, 4, 5]]
     gemma3 = span_of(slots(6), pictures=marks("011100"), picture_starts=marks("010000"))
     assert gemma3.block.tolist() == [[0, 1, 1, 1, 4, 5]]
 
 
 def test_a_window_of_w_shows_exactly_w_tokens_itself_included() -> None:
-    span = plain_span(0, 9, "cpu")
+    span = PlainSpan(0, 9, "cpu")
     for window in range(1, 11):
         counts = View(span, span, window).mask[0, 0].sum(-1).tolist()
         assert counts == [min(place + 1, window) for place in range(9)]
@@ -221,8 +221,8 @@ def test_a_row_cut_into_calls_gives_the_lines_of_the_whole_mask(data: st.DataObj
 def test_shortcuts_are_taken_only_where_the_mask_says_the_same(
     start: int, length: int, held: int, window: int | None
 ) -> None:
-    query = plain_span(start, length, "cpu")
-    key = join([plain_span(start - min(held, start), min(held, start), "cpu"), query])
+    query = PlainSpan(start, length, "cpu")
+    key = join([PlainSpan(start - min(held, start), min(held, start), "cpu"), query])
     view = View(query, key, window)
     assert view.plain
     if view.sees_all:
@@ -232,7 +232,7 @@ def test_shortcuts_are_taken_only_where_the_mask_says_the_same(
 
 
 def test_shortcuts_are_taken_for_plain_text() -> None:
-    prompt, step = plain_span(0, 5, "cpu"), plain_span(5, 1, "cpu")
+    prompt, step = PlainSpan(0, 5, "cpu"), PlainSpan(5, 1, "cpu")
     assert View(prompt, prompt).is_triangle
     assert View(prompt, prompt, 5).is_triangle
     assert not View(prompt, prompt, 4).is_triangle
@@ -255,7 +255,7 @@ def test_first_last_and_rows_choose_tokens_and_rows() -> None:
     assert span.first(2).block.tolist() == [[PADDING, 1], [0, 1]]
     assert span.last(9) is span
     assert span.rows(torch.tensor([1, 0, 1])).position.tolist() == [[0, 1, 2, 2], [0, 0, 1, 2], [0, 1, 2, 2]]
-    assert plain_span(0, 3, "cpu").rows(torch.tensor([0, 0])).position.tolist() == [[0, 1, 2]]
+    assert PlainSpan(0, 3, "cpu").rows(torch.tensor([0, 0])).position.tolist() == [[0, 1, 2]]
 
 
 def test_rows_can_be_chosen_of_text_that_follows_padded_rows() -> None:
@@ -267,7 +267,7 @@ def test_rows_can_be_chosen_of_text_that_follows_padded_rows() -> None:
 
 
 def test_real_tokens_are_counted_per_row_where_rows_differ() -> None:
-    assert plain_span(3, 4, "cpu").real_count() == 4
+    assert PlainSpan(3, 4, "cpu").real_count() == 4
     counts = span_of(slots(3), real=torch.tensor([[False, True, True], [True, True, True]])).real_count()
     assert isinstance(counts, Tensor)
     assert counts.tolist() == [[2], [3]]

@@ -21,6 +21,8 @@ is empty. Packed rows carry a third integer, the segment, that must be equal too
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +31,6 @@ PADDING = 2**40  # the block of padded tokens: after every real one
 EMPTY = 2**41  # the block of a cache slot that holds nothing: after padding, so that nobody sees it
 
 
-@dataclass(frozen=True)
 class Span:
     """The numbers of T tokens.
 
@@ -37,21 +38,29 @@ class Span:
         position: [B, T] int64, or [1, T] where all rows are alike.
         block: like `position`.
         segment: like `position`, for packed rows.
-        plain: known without looking at the tensors: all tokens are real, each is its own block, and the positions are
-            consecutive. Lets attention use its causal fast paths.
     """
 
-    position: Tensor
-    block: Tensor
-    segment: Tensor | None = None
-    plain: bool = False
+    plain: ClassVar[bool] = False  # known without looking at numbers; see PlainSpan
+
+    def __init__(self, position: Tensor, block: Tensor, segment: Tensor | None = None) -> None:
+        self._position, self._block, self.segment = position, block, segment
+
+    @property
+    def position(self) -> Tensor:
+        """See above."""
+        return self._position
+
+    @property
+    def block(self) -> Tensor:
+        """See above."""
+        return self._block
 
     def __len__(self) -> int:
         return self.position.shape[1]
 
     def real_count(self) -> Tensor | int:
         """How many tokens are no padding: one number if the rows are alike, else [B, 1]."""
-        return len(self) if self.plain else (self.block < PADDING).sum(1, keepdim=True)
+        return (self.block < PADDING).sum(1, keepdim=True)
 
     def last(self, count: int) -> "Span":
         """The last `count` tokens."""
@@ -72,14 +81,53 @@ class Span:
         return Span(position, block, self.segment)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Span":
-        segment = None if self.segment is None else change(self.segment)
-        return Span(change(self.position), change(self.block), segment, self.plain)
+        return Span(change(self.position), change(self.block), None if self.segment is None else change(self.segment))
 
 
-def plain_span(start: int, length: int, device: torch.device | str) -> Span:
-    """Causal text without padding: `length` tokens after `start` others."""
-    numbers = torch.arange(start, start + length, device=device).unsqueeze(0)
-    return Span(numbers, numbers, plain=True)
+class PlainSpan(Span):
+    """Of causal text without padding, `length` tokens after `start` others: each is its own block.
+
+    Attention has causal fast paths for it, which ask for no numbers. So these are made only when somebody does.
+    """
+
+    plain: ClassVar[bool] = True
+
+    def __init__(self, start: int, length: int, device: torch.device | str) -> None:
+        self.start, self.length, self.device, self.segment = start, length, device, None
+
+    @property
+    def position(self) -> Tensor:
+        """[1, T]."""
+        return self._numbers
+
+    @property
+    def block(self) -> Tensor:
+        """[1, T]."""
+        return self._numbers
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        return torch.arange(self.start, self.start + self.length, device=self.device).unsqueeze(0)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def real_count(self) -> int:
+        """All."""
+        return self.length
+
+    def last(self, count: int) -> "PlainSpan":
+        """The last `count` tokens."""
+        count = min(count, self.length)
+        return PlainSpan(self.start + self.length - count, count, self.device)
+
+    def first(self, count: int) -> "PlainSpan":
+        """The first `count` tokens."""
+        return PlainSpan(self.start, min(count, self.length), self.device)
+
+    def rows(self, index: Tensor) -> "PlainSpan":
+        """Itself, as all rows are alike."""
+        return self
 
 
 def span_of(
@@ -119,11 +167,14 @@ def span_of(
 
 
 def join(spans: Sequence[Span]) -> Span:
-    """One span after the other; plain only if all are."""
+    """One span after the other; plain if all are and each begins where the one before ends."""
+    plain = [span for span in spans if isinstance(span, PlainSpan)]
+    if len(plain) == len(spans) and all(one.start + len(one) == other.start for one, other in pairwise(plain)):
+        return PlainSpan(plain[0].start, sum(map(len, plain)), plain[0].device)
     rows = max(span.position.shape[0] for span in spans)
     position = torch.cat([span.position.expand(rows, -1) for span in spans], dim=1)
     block = torch.cat([span.block.expand(rows, -1) for span in spans], dim=1)
-    return Span(position, block, plain=all(span.plain for span in spans))
+    return Span(position, block)
 
 
 def sees(query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], window: int | None) -> Tensor:

@@ -1,5 +1,6 @@
 """quantize="stored": a GGUF file's blocks are computed with as they are, and mean what they mean as numbers."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -121,8 +122,28 @@ def test_a_screen_that_finds_nothing_is_left_out_for_the_next_tokens(monkeypatch
         monkeypatch.setattr(blocks, "largest", found)
         for number in range(50):
             x = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(number))
-            assert torch.equal(layer.largest(x, 3).topk(3).values, layer(x).topk(3).values)
+            assert torch.equal(layer.largest(x, 3).values.topk(3).values, layer(x).topk(3).values)
     assert shares == [0.0] * 50 + [1.0] * 2
+
+
+def test_where_a_screen_finds_nothing_the_best_of_the_next_tokens_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = BlockLinear(torch.nn.Linear(64, 160, bias=False), Q8_0)
+    weight = quantize(torch.randn(160, 64, generator=torch.Generator().manual_seed(0)), Q8_0)
+    layer.weight = torch.nn.Parameter(layer.keep(weight), requires_grad=False)
+    asked = []
+
+    def found(x: torch.Tensor, packed: tiles.Tiles, screens: bool) -> tiles.Best:
+        asked.append(screens)
+        return replace(tiles.best(x, packed, screens), computed=1.0)
+
+    monkeypatch.setattr(blocks, "best", found)
+    for number in range(50):
+        x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(number))
+        logits, whole = layer.largest(x, 1), layer(x)
+        assert logits.ids is not None
+        assert torch.equal(logits.values, whole.amax(-1, keepdim=True))
+        assert torch.equal(logits.ids, whole.argmax(-1, keepdim=True))
+    assert [number for number, screens in enumerate(asked) if screens] == [0, 32]
 
 
 def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path) -> None:

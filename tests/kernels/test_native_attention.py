@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gemlens.errors import InputError
 from gemlens.kernels import attention, reference
-from gemlens.spans import Span, View, plain_span, span_of
+from gemlens.spans import PlainSpan, Span, View, span_of
 
 ROUNDED = 2**-7  # of the largest value, what two roundings of weights and values to bfloat16 may change
 
@@ -37,7 +37,7 @@ def view_of(kind: str, seed: int, batch: int, steps: int, length: int, window: i
     if kind == "all":
         return None
     if kind == "plain":
-        return View(plain_span(length - steps, steps, "cpu"), plain_span(0, length, "cpu"), window)
+        return View(PlainSpan(length - steps, steps, "cpu"), PlainSpan(0, length, "cpu"), window)
     chance = torch.Generator().manual_seed(seed)
     slots = torch.arange(length)
     real = slots >= torch.randint(0, max(1, length // 2), (batch, 1), generator=chance)

@@ -265,8 +265,8 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
     with using(tiles, kernels):
         packed = replace(tiles.pack(data, Q8_0, (1808, 32)), bits=16)
         products = tiles.linear(x, packed)
-        found = tiles.largest(x, packed, 1)
-    assert products.argmax() == 1800
+        found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
+    assert products.argmax() == best.rows == 1800
     assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
 
 
@@ -288,9 +288,81 @@ def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers
     with using(tiles, kernels):
         packed = tiles.pack(data, Q8_0, (1808, 96))
         products = tiles.linear(x, packed)
-        found = tiles.largest(x, packed, 1)
-    assert products.argmax() == 1800
+        found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
+    assert products.argmax() == best.rows == 1800
     assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
+
+
+@every_kernel
+@every_format
+@settings(max_examples=15, deadline=None)
+@given(
+    count=st.integers(1, 6000), width=st.integers(1, 3), tokens=st.integers(0, 20), seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 0.1, 1.0]), ties=st.booleans(), screens=st.booleans(), threads=st.integers(1, 4),
+    bits=st.sampled_from([8, 16]),
+)  # fmt: skip
+def test_the_best_product_of_each_token_is_that_of_all(
+    kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, spread: float, ties: bool,
+    screens: bool, threads: int, bits: int,
+) -> None:  # fmt: skip
+    """And its row the first that has it."""
+    count = count if block_format is Q8_0 else count % 600 + 1
+    shape, chance = (count, width * max(block_format.block_size, 32)), torch.Generator().manual_seed(seed)
+    data = blocks(block_format, count * shape[1] // block_format.block_size, seed)
+    if ties:  # rows come twice
+        raw = data.view(count, -1)
+        raw[count - count // 2 :] = raw[: count // 2].clone()
+    x = torch.randn(tokens, shape[1], generator=chance) * spread
+    with using(tiles, kernels, threads):
+        packed = replace(tiles.pack(data, block_format, shape), bits=bits)
+        products = tiles.linear(x, packed)
+        found = tiles.best(x, packed, screens)
+    assert torch.equal(found.products, products.amax(-1))
+    assert found.rows.tolist() == products.numpy().argmax(-1).tolist()
+    assert 0 < found.computed <= 1 or not tokens
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+def test_of_many_rows_few_are_computed_for_the_best(kernels: str) -> None:
+    """Of those that lie like a token, not of those that do not; and the token's neighbours change nothing."""
+    chance = torch.Generator().manual_seed(0)
+    x, codes = torch.randn(3, 320, generator=chance), torch.randint(-127, 128, (8000, 320), generator=chance)
+    codes[4321] = (x[1] * 127 / x[1].abs().max()).round()
+    scales = torch.full((8000, 10, 1), 0.01, dtype=torch.float16)
+    data = torch.cat([scales.view(torch.uint8), codes.to(torch.int8).view(torch.uint8).view(8000, 10, 32)], 2).flatten()
+    with using(tiles, kernels):
+        packed = tiles.pack(data, Q8_0, (8000, 320))
+        alone, all_computed, together = tiles.best(x[1:2], packed), tiles.best(x, packed, False), tiles.best(x, packed)
+    assert alone.rows == 4321
+    assert all(map(torch.equal, (together.products, together.rows), (all_computed.products, all_computed.rows)))
+    assert alone.products == together.products[1]
+    assert alone.computed < 0.05
+    assert all_computed.computed == 1
+
+
+@every_kernel
+def test_the_best_of_what_is_not_finite_is_no_number(kernels: str) -> None:
+    x = torch.zeros(3, 64)
+    x[0, 3], x[2, 40] = torch.inf, torch.nan
+    data = blocks(Q8_0, 64, 0)
+    weights = data.clone().view(32, 2, 34)
+    weights[20, 1, :2] = torch.tensor([float("nan")], dtype=torch.float16).view(torch.uint8)
+    with using(tiles, kernels):
+        found = tiles.best(x, tiles.pack(data, Q8_0, (32, 64)))
+        of_weights = tiles.best(torch.ones(1, 64), tiles.pack(weights.flatten(), Q8_0, (32, 64)))
+    assert found.products[[0, 2]].isnan().all()
+    assert found.products[1] == 0
+    assert of_weights.products.isnan()
+    assert of_weights.rows == 20
+
+
+def test_the_best_needs_tokens_as_wide_as_rows_and_a_row() -> None:
+    packed = tiles.pack(torch.zeros(34, dtype=torch.uint8), Q8_0, (1, 32))
+    for x in (torch.zeros(32), torch.zeros(1, 64)):
+        with pytest.raises(InputError, match=r"must be \[T, 32\]"):
+            tiles.best(x, packed)
+    with pytest.raises(InputError, match="there are 0 rows"):
+        tiles.best(torch.zeros(1, 32), tiles.pack(torch.zeros(0, dtype=torch.uint8), Q8_0, (0, 32)))
 
 
 @pytest.mark.parametrize("kernels", KERNELS[:-1])

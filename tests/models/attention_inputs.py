@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gemlens.spans import View, join, plain_span, span_of
+from gemlens.spans import PlainSpan, View, join, span_of
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -25,8 +25,8 @@ def views(draw: st.DrawFn, batch: int, kinds: tuple[str, ...] = ("plain", "padde
     queries, past = draw(st.integers(1, 5)), draw(st.integers(0, 5)) if kind != "packed" else 0
     window = draw(st.none() | st.integers(1, 6))
     if kind == "plain":
-        new = plain_span(past, queries, "cpu")
-        return View(new, join([plain_span(0, past, "cpu"), new]) if past else new, window)
+        new = PlainSpan(past, queries, "cpu")
+        return View(new, join([PlainSpan(0, past, "cpu"), new]) if past else new, window)
 
     def marks(length: int) -> Tensor:
         size = batch * length

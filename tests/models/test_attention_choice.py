@@ -9,7 +9,7 @@ import torch
 from gemlens import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, InputError, SiglipVisionModel
 from gemlens.models import attention
 from gemlens.models.attention import AttentionBlock, blocked, choose, eager, flex, sdpa
-from gemlens.spans import View, plain_span
+from gemlens.spans import PlainSpan, View
 
 
 class TestChoice:
@@ -117,7 +117,7 @@ class TestWeights:
 
     def test_weights_are_zero_where_nothing_is_seen(self) -> None:
         weights = tiny.model("gemma3", 4)(tiny.words(1, 9), output_attentions=True).attentions
-        span = plain_span(0, 9, "cpu")
+        span = PlainSpan(0, 9, "cpu")
         for layer, window in enumerate((4, None, 4)):
             assert ((weights[layer] > 0) == View(span, span, window).mask).all()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gemlens.models import blocked_attention
 from gemlens.models.attention import Scores, blocked, eager, sdpa
 from gemlens.models.blocked_attention import attend, serves
-from gemlens.spans import View, plain_span
+from gemlens.spans import PlainSpan, View
 
 
 @given(data=st.data(), batch=st.integers(1, 3), grouping=heads, cap=caps, scores=st.sampled_from([1, 40, 2**21]))
@@ -31,7 +31,7 @@ def test_it_is_the_specification_in_blocks_of_any_size(
 def test_keys_that_a_whole_block_cannot_see_are_left_out_and_no_others(
     window: int | None, past: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key_span = plain_span(0, past + queries, "cpu")
+    key_span = PlainSpan(0, past + queries, "cpu")
     view = View(key_span.last(queries), key_span, window)
     query, key, value = states(1, 4, 2, queries, past + queries)
     monkeypatch.setattr(blocked_attention, "_SCORES", 1)  # blocks of 16 queries
@@ -48,7 +48,7 @@ def test_keys_that_a_whole_block_cannot_see_are_left_out_and_no_others(
 
 
 def test_in_bfloat16_it_rounds_as_the_specification_does() -> None:
-    span = plain_span(0, 70, "cpu")
+    span = PlainSpan(0, 70, "cpu")
     view = View(span, span, 20)
     query, key, value = (part.bfloat16() for part in states(2, 4, 2, 70, 70, size=16))
     expected = eager(query, key, value, view, Scores(0.3, cap=4.0))[0]
@@ -72,7 +72,7 @@ def test_it_serves_long_bfloat16_texts_without_gradients(
 ) -> None:
     query, key, value = (part.to(dtype).requires_grad_(gradients) for part in states(1, 2, 1, queries, 9))
     assert serves(query, key, dropout) is expected
-    span = plain_span(0, 9, "cpu")
+    span = PlainSpan(0, 9, "cpu")
     view = View(span.last(queries), span)
     way = attend if expected else None
     found = blocked(query, key, value, view, Scores(0.5, dropout=dropout))[0]

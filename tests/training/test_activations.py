@@ -10,7 +10,7 @@ from torch import Tensor
 from gemlens.models import blocked_attention
 from gemlens.models.attention import Scores, eager, sdpa
 from gemlens.models.layers import RMSNorm
-from gemlens.spans import View, plain_span, span_of
+from gemlens.spans import PlainSpan, View, span_of
 from gemlens.training import activations
 from gemlens.training.activations import LeanNorm, attend, keep_less
 from gemlens.training.lora import LoraSettings, add_lora
@@ -51,7 +51,7 @@ def view_of(kind: str, length: int, past: int = 0) -> View | None:
     if kind == "prefix":
         span = span_of(slots, prefix=slots.expand(2, -1) < torch.tensor([[20], [5]]))
         return View(span, span)
-    key = plain_span(0, length + past, "cpu")
+    key = PlainSpan(0, length + past, "cpu")
     return View(key.last(length), key, 9 if kind == "window" else None)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gemlens.caches.cache import HasWindows, check_windows
 from gemlens.errors import InputError
-from gemlens.spans import Span, join, plain_span
+from gemlens.spans import PlainSpan, Span, join
 
 _LEAST_ROOM = 64  # slots for tokens to come
 
@@ -161,7 +161,7 @@ class DynamicCache:
             cache.update(keys, values, layer)
         if cache.layers and cache.layers[0].keys is not None:
             cache._seen = cache._real = cache.layers[0].keys.shape[2]
-            cache._spans = {None: plain_span(0, cache._seen, cache.layers[0].keys.device)}
+            cache._spans = {None: PlainSpan(0, cache._seen, cache.layers[0].keys.device)}
         return cache
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
@@ -178,8 +178,8 @@ class DynamicCache:
 
     def rows(self) -> int | None:
         """B of what is held; None before the first token."""
-        keys = self.layers[0].keys if self.layers else None
-        return None if keys is None else keys.shape[0]
+        held = self.layers[0].held if self.layers else None
+        return None if held is None else held.shape[0]
 
     def extend(self, span: Span, windows: Sequence[int | None], cache_position: Tensor | None = None) -> Sequence[Span]:
         """Takes the span of the new tokens; gives per layer the span of the keys that `update` will give."""

@@ -72,7 +72,7 @@ def search(run: Run, settings: Settings, most: int) -> tuple[Tensor, Tensor, Ten
     reading = run.reader.prefill()
     spread = torch.arange(batch, device=run.ids.device).repeat_interleave(beams)
     run.reader.select(spread)
-    logits = reading.logits[:, -1][spread]
+    logits = reading.logits.values[:, -1][spread]
     running = _start(run.ids, beams, first=0.0)
     finished = _start(run.ids, beams, first=_NEVER)
     improvable = torch.ones(batch, 1, dtype=torch.bool, device=run.ids.device)
@@ -90,7 +90,7 @@ def search(run: Run, settings: Settings, most: int) -> tuple[Tensor, Tensor, Ten
             break
         run.reader.select(rows)
         reading = run.reader.step(running.ids[:, :, -1].reshape(-1, 1))
-        logits = reading.logits[:, -1]
+        logits = reading.logits.values[:, -1]
     best = finished.best(settings.num_return_sequences, finished.scores)
     origins = best.origins.flatten(0, 1)
     used = int((origins >= 0).sum(1).max())

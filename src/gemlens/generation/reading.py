@@ -15,6 +15,7 @@ from torch import Tensor
 from gemlens.caches.cache import Cache
 from gemlens.caches.dynamic import DynamicCache
 from gemlens.errors import InputError
+from gemlens.models.outputs import Logits
 from gemlens.spans import PADDING, Span
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class Reading:
     """What the model gave for the last tokens of a call.
 
     Args:
-        logits: [B, n, V] in float32.
+        logits: [B, n, V] in float32, or the largest of them.
         attentions, hidden_states: of all its tokens, where they are recorded.
     """
 
-    logits: Tensor
+    logits: Logits
     attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -84,7 +85,7 @@ class Reader:
         self.chunk, self.recorded, self.compiled, self.largest = chunk, recorded, compiled, largest
 
     def prefill(self) -> Reading:
-        """Reads the prompt; gives the logits of what follows it, [B, 1, V]."""
+        """Reads the prompt; gives the logits of what follows it."""
         reading = None
         for start, stop in self._pieces():
             reading = self._call(**self._part(start, stop))
@@ -92,7 +93,7 @@ class Reader:
         return reading
 
     def step(self, tokens: Tensor, filled: Tensor | None = None) -> Reading:
-        """Reads n more tokens per row, [B, n]; gives the logits of what follows each, [B, n, V].
+        """Reads n more tokens per row, [B, n]; gives the logits of what follows each.
 
         Args:
             tokens: these.
@@ -108,7 +109,8 @@ class Reader:
         if real is not None:  # of what is cached the cache knows what was padding
             mask = torch.cat([real.new_ones(len(tokens), self.cache.get_seq_length()), real], 1)
         if self.compiled or self.largest is not None:
-            return Reading(self.model.step(tokens, self.cache, mask, self.compiled, self.largest).float())
+            values, ids = self.model.step(tokens, self.cache, mask, self.compiled, self.largest)
+            return Reading(Logits(values.float(), ids))
         return self._call(input_ids=tokens, attention_mask=mask, logits_to_keep=tokens.shape[1])
 
     def select(self, rows: Tensor) -> None:
@@ -138,7 +140,7 @@ class Reader:
             **self.recorded,
             **arguments,
         )
-        return Reading(output.logits.float(), output.attentions, output.hidden_states)
+        return Reading(Logits(output.logits.float()), output.attentions, output.hidden_states)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of each part of the prompt to read at once."""

@@ -1,5 +1,6 @@
 """One token per row: the rules of a call, applied to the logits of the next token, and the choice."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from gemlens.generation import logits as rules
 from gemlens.generation import warpers
 from gemlens.generation.config import Settings, ids_of
 from gemlens.generation.logits import LogitsProcessor, LogitsProcessorList
+from gemlens.models.outputs import Logits
 
 AllowedTokens = Callable[[int, Tensor], list[int]]
 
@@ -105,15 +107,21 @@ class Chooser:
     do_sample: bool = False
     generator: torch.Generator | None = None
 
-    def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, input_ids: Tensor, logits: Logits) -> tuple[Tensor, Tensor]:
         """(ids [B, S] so far, logits [B, V]) -> the next ids [B] and the scores [B, V] they were chosen by.
+
+        Of the largest logits only, where `largest_needed` said so.
 
         Raises:
             InputError: logits that are not finite, or no token is allowed.
         """
-        scores = self.processors(input_ids, logits)
+        values, ids = logits
+        if ids is not None:  # the best alone; there is nothing to change or to draw
+            check_finite(values[:, 0], values)
+            return ids[:, 0], values
+        scores = self.processors(input_ids, values)
         best, token = best_of(scores)
-        check_finite(best, logits)
+        check_finite(best, values)
         if self.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
         return token, scores
@@ -133,7 +141,7 @@ def check_finite(best: Tensor, logits: Tensor) -> None:
     Raises:
         InputError: they are not, because the logits are not, or because everything is forbidden.
     """
-    if bool(best.isfinite().all()):
+    if all(map(math.isfinite, best.tolist())):
         return
     if bool(logits.amax(-1).isfinite().all()):
         raise InputError("No token is allowed: bad_words_ids, suppress_tokens and the other rules forbid all of them.")

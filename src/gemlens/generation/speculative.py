@@ -31,8 +31,9 @@ def continue_with_guesses(run: Run, guess: Guesser, most: int) -> Tensor:
     while True:
         for place in range(guessed.shape[1] + 1):
             run.record.add(reading, None if ids.shape == run.ids.shape else place)  # of the prompt, all
-            token, scores = run.choose(ids, reading.logits[:, place])
-            run.record.add_choice(reading.logits[:, place], scores)
+            logits = reading.logits.after(place)
+            token, scores = run.choose(ids, logits)
+            run.record.add_choice(logits.values, scores)
             ids = torch.cat([ids, token.unsqueeze(1)], dim=1)
             if run.streamer is not None:
                 run.streamer.put(token.cpu())
@@ -104,7 +105,7 @@ class Assistant:
             guessed.append(token.view(1, 1))
             if float(probability) < self.threshold or len(guessed) == min(self.count, most):
                 break
-            logits = self.reader.step(guessed[-1]).logits[:, -1]
+            logits = self.reader.step(guessed[-1]).logits.values[:, -1]
         self._read = torch.cat([ids, *guessed[:-1]], dim=1)
         self._guessed = len(guessed)
         return torch.cat([ids[:, :0], *guessed], dim=1)
@@ -112,13 +113,13 @@ class Assistant:
     def _catch_up(self, ids: Tensor) -> Tensor:
         """Reads what was chosen since; gives the logits [1, V] of what follows."""
         if self._read is None:
-            logits = self.reader.prefill().logits[:, -1]
+            logits = self.reader.prefill().logits.values[:, -1]
             new = ids[:, len(self.reader.prompt) :]
-            return self.reader.step(new).logits[:, -1] if new.shape[1] else logits
+            return self.reader.step(new).logits.values[:, -1] if new.shape[1] else logits
         alike = min(self._read.shape[1], ids.shape[1])
         agreed = int((self._read[:, :alike] == ids[:, :alike]).long().cumprod(1).sum())
         agreed = min(agreed, ids.shape[1] - 1)  # one token must be read to know what follows
         if self.adapts:
             self.count = self.count + 2 if agreed == self._read.shape[1] else max(1, self.count - 1)
         self.reader.forget(self._read.shape[1] - agreed)
-        return self.reader.step(ids[:, agreed:]).logits[:, -1]
+        return self.reader.step(ids[:, agreed:]).logits.values[:, -1]

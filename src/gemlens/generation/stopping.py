@@ -27,16 +27,21 @@ class StoppingCriteriaList(list[StoppingCriteria]):
         Raises:
             InputError: a criterion gives another shape.
         """
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        rows, device = len(input_ids), input_ids.device
+        all_ended, ended = False, None
         for criterion in self:
-            said = torch.as_tensor(criterion(input_ids, scores), device=ended.device)
-            if said.shape not in ((), ended.shape):
+            said = criterion(input_ids, scores)
+            if isinstance(said, bool):
+                all_ended |= said
+                continue
+            said = torch.as_tensor(said, device=device).bool()
+            if said.shape not in ((), (rows,)):
                 raise InputError(
                     f"{type(criterion).__name__} gave shape {tuple(said.shape)}, but a stopping criterion gives one "
-                    f"bool per row: [{len(ended)}]."
+                    f"bool per row: [{rows}]."
                 )
-            ended |= said.bool()
-        return ended
+            ended = said.expand(rows) if ended is None else ended | said
+        return torch.full((rows,), all_ended, device=device) if ended is None else ended | all_ended
 
 
 class MaxLengthCriteria:

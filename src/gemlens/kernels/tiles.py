@@ -2,6 +2,7 @@
 
     pack(data, format, shape) -> Tiles        blocks as a file has them [N, K] -> 16 rows side by side
     linear(x, tiles)                          [..., K] -> [..., N], activations in eight bits or sixteen
+    largest(x, tiles, k), best(x, tiles)      the largest of these, where that is possible without computing all
     rows(ids, tiles)                          [...] -> [..., K], as an embedding gives them
 
 Without compiled kernels the blocks stay as they are, and reference.py works on them.
@@ -39,6 +40,12 @@ class Tiles:
     format: Format
     shape: tuple[int, int]
     bits: int = 8
+
+    @property
+    def matrix(self) -> tuple[int, int, int, int, int]:
+        """As kernels take it: the format's number, the tiles' place, rows, blocks of a row, bytes of activations."""
+        rows, width = self.shape
+        return self.format.type_id, self.data.data_ptr(), rows, width // self.format.block_size, self.bits // 8
 
 
 class Room:
@@ -133,13 +140,52 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
     native, full = machine().native, x.float().contiguous()
     if native is not None and tiles.format is Q8_0:
         products = torch.empty(tiles.shape[0])
-        blocks = tiles.shape[1] // Q8_0.block_size
-        given = tiles.data.data_ptr(), tiles.shape[0], blocks, tiles.bits // 8, full.data_ptr(), k
-        computed = native.largest(Q8_0.type_id, *given, products.data_ptr())
+        computed = native.largest(*tiles.matrix, full.data_ptr(), k, products.data_ptr())
         if computed >= 0:  # x is finite
             return Largest(products, computed / math.ceil(tiles.shape[0] / 16))
     products = linear(full, tiles)
     return Largest(products.where(~(products < products.topk(k).values[-1]), -torch.inf), 1.0)
+
+
+@dataclass(frozen=True)
+class Best:
+    """What `best` gives.
+
+    Args:
+        products: float32 [T], the largest of each x.
+        rows: int64 [T], the first row that has it.
+        computed: what part of all products was computed.
+    """
+
+    products: Tensor
+    rows: Tensor
+    computed: float
+
+
+def best(x: Tensor, tiles: Tiles, screens: bool = True) -> Best:
+    """The largest of the products of each x [T, K] with all rows; one that is no number is larger than all.
+
+    They are those of `linear`, to the last bit, but no memory is needed for all. Of a few x and Q8_0 not all are even
+    computed; see `largest`.
+
+    Args:
+        x: [T, K].
+        tiles: with at least one row.
+        screens: False to compute all products.
+
+    Raises:
+        InputError: x is not [T, K], or there are no rows.
+    """
+    if x.dim() != 2 or x.shape[1] != tiles.shape[1] or not tiles.shape[0]:
+        raise InputError(f"x is {tuple(x.shape)}, but must be [T, {tiles.shape[1]}]; there are {tiles.shape[0]} rows.")
+    native = machine().native
+    if native is None:
+        products, places = linear(x.float(), tiles).max(-1)
+        return Best(products, places, 1.0)
+    full, count, screens = x.float().contiguous(), len(x), screens and tiles.format is Q8_0
+    products, places = torch.empty(count), torch.empty(count, dtype=torch.int64)
+    computed = native.best(*tiles.matrix, full.data_ptr(), count, screens, products.data_ptr(), places.data_ptr())
+    return Best(products, places, computed / max(1, count * math.ceil(tiles.shape[0] / 16)))
 
 
 def rows(ids: Tensor, tiles: Tiles) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gemlens.caches.cache import Cache
 from gemlens.models.attention import AttentionBlock, Scores, eager
+from gemlens.models.configs.rope import RopeSpec
 from gemlens.models.configs.text import TextConfig
 from gemlens.models.layers import GatedMLP, RMSNorm
 from gemlens.models.rope import rotate, rotations
@@ -168,8 +169,8 @@ class Layers(nn.ModuleList):
 
 def run_layers(
     layers: Layers,
-    config: TextConfig,
     windows: Sequence[int | None],
+    ropes: Sequence[RopeSpec],
     hidden: Tensor,
     placement: Placement,
     recording: Recording,
@@ -178,7 +179,7 @@ def run_layers(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Sends embeddings [B, S, D] through the layers: the last output, all inputs, all attention weights.
 
-    Masks and rotations are made once for all layers that share them.
+    Masks and rotations are made once for all layers that share them; rotations that are the same are one object.
     """
     dtype = hidden.dtype
     hidden = hidden.float() if dtype is torch.float16 else hidden
@@ -186,14 +187,18 @@ def run_layers(
         placement = placement.for_rows(len(hidden))
     span, cache = placement.span, placement.cache
     keys = [span] * len(layers) if cache is None else cache.extend(span, windows, placement.cache_position)
-    views: dict[tuple[int | None, int], View] = {}
-    turned = {spec: rotations(spec, placement.position_ids, dtype) for spec in set(config.ropes)}
-    calls = [
-        (turned[spec], views.setdefault((window, id(key)), View(span, key, window)))
-        for window, spec, key in zip(windows, config.ropes, keys, strict=False)
-    ]
+    turned = {
+        id(spec): rotations(spec, placement.position_ids, dtype) for spec in {id(spec): spec for spec in ropes}.values()
+    }
+    kinds: dict[tuple[int, int | None, int], Call] = {}
+    calls = []
+    for spec, window, key in zip(ropes, windows, keys, strict=False):
+        kind = id(spec), window, id(key)
+        if kind not in kinds:
+            kinds[kind] = turned[id(spec)], View(span, key, window)
+        calls.append(kinds[kind])
     if compiled:
-        for view in views.values():
+        for _, view in kinds.values():
             _ = view.mask  # made before, so that the compiled part takes tensors only
         return _compiled()([*layers], hidden, calls, cache, dtype), [], []
     if not (recording.hidden_states or recording.attentions or checkpointing):

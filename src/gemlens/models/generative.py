@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
+from gemlens.models.layers import softcap
+from gemlens.models.outputs import Logits
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.spans import Span
 
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
 class FindingHead(Protocol):
     """A head that finds the largest logits without computing all of them."""
 
-    def largest(self, hidden: Tensor, count: int) -> Tensor:
-        """[B, S, D] -> [B, S, V]: the `count` largest logits of each token, as `forward` gives them; others -inf."""
+    def largest(self, hidden: Tensor, count: int) -> Logits:
+        """[B, S, D] -> the `count` largest logits of each token as `forward` gives them; others may be -inf."""
 
 
-def logits_of(head: nn.Module, hidden: Tensor, largest: int | None) -> Tensor:
-    """[B, S, D] -> [B, S, V], all or at least the `largest` ones of each token."""
+def logits_of(head: nn.Module, hidden: Tensor, cap: float | None, largest: int | None) -> Logits:
+    """[B, S, D] -> all logits of each token or at least the `largest` ones, softly capped."""
     if largest is not None and isinstance(head, FindingHead):
-        return head.largest(hidden, largest)
-    logits: Tensor = head(hidden)
-    return logits
+        values, ids = head.largest(hidden, largest)
+        return Logits(softcap(values, cap), ids)
+    return Logits(softcap(head(hidden), cap))
 
 
 class GenerativeModel(PreTrainedModel):
@@ -66,16 +68,16 @@ class GenerativeModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         compiled: bool = False,
         largest: int | None = None,
-    ) -> Tensor:
-        """Reads text [B, S] behind what is cached; gives its logits [B, S, V].
+    ) -> Logits:
+        """Reads text [B, S] behind what is cached; gives its logits.
 
         Args:
             input_ids: [B, S].
             cache: holds what comes before; extended.
             attention_mask: [B, cached + S], 0 for padding.
             compiled: by torch.compile, for caches of fixed shapes. As long as shapes stay, it is compiled once.
-            largest: how many of the largest logits of a token are needed; a head that finds them without computing all
-                gives others as -inf. None: all are needed.
+            largest: how many of the largest logits of a token are needed; a head may find them without computing all.
+                None: all are needed.
         """
 
     @property

@@ -17,9 +17,8 @@ from gemlens.errors import InputError
 from gemlens.models.configs.multimodal import Gemma3Config, PaliGemmaConfig
 from gemlens.models.decoder import Decoded, Placement, Recording
 from gemlens.models.generative import GenerativeModel, logits_of
-from gemlens.models.layers import softcap
 from gemlens.models.loss import IGNORED, check_labels, next_token_loss
-from gemlens.models.outputs import MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
+from gemlens.models.outputs import Logits, MultimodalCausalLMOutputWithPast, MultimodalModelOutputWithPast
 from gemlens.models.placement import Blocks, place
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.models.siglip import SiglipVisionModel
@@ -335,8 +334,8 @@ class MultimodalForConditionalGeneration(GenerativeModel):
         attention_mask: Tensor | None = None,
         compiled: bool = False,
         largest: int | None = None,
-    ) -> Tensor:
-        """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
+    ) -> Logits:
+        """Reads text [B, S] behind what is cached; gives its logits. See `GenerativeModel.step`."""
         embeds = self.language_model.embed(input_ids)
         shape, first = (len(input_ids), input_ids.shape[1]), self.model.first_position
         placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache, first_position=first)
@@ -347,8 +346,8 @@ class MultimodalForConditionalGeneration(GenerativeModel):
         """The id that stands for a picture and how many of it one takes."""
         return self.config.image_token_index, self.config.tokens_per_image
 
-    def _logits(self, hidden: Tensor, largest: int | None = None) -> Tensor:
-        return softcap(logits_of(self.lm_head, hidden, largest), self.config.text_config.softcaps[1])
+    def _logits(self, hidden: Tensor, largest: int | None = None) -> Logits:
+        return logits_of(self.lm_head, hidden, self.config.text_config.softcaps[1], largest)
 
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, image_features: Tensor
@@ -392,7 +391,7 @@ class MultimodalForConditionalGeneration(GenerativeModel):
         last = 0 if labels is not None else last_wanted(logits_to_keep)
         read = self.model.read(prompt, use_cache, self.recording(output_hidden_states, output_attentions, last))
         decoded = read.decoded
-        logits = self._logits(last_tokens(decoded.last, logits_to_keep))
+        logits = self._logits(last_tokens(decoded.last, logits_to_keep)).values
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = self.output_class(loss, logits, read.cache, decoded.hidden_states, decoded.attentions, read.pictures)
         return self.given(output, return_dict)

@@ -5,12 +5,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gemlens.caches.cache import Cache
+
+
+class Logits(NamedTuple):
+    """What may come after some tokens.
+
+    Args:
+        values: [B, S, V] of the whole vocabulary, or [B, S, 1] of the most probable token.
+        ids: [B, S, 1], which token that is; None for the whole vocabulary.
+    """
+
+    values: Tensor
+    ids: Tensor | None = None
+
+    def after(self, place: int) -> "Logits":
+        """Of one of the S tokens only, [B, C]."""
+        return Logits(self.values[:, place], None if self.ids is None else self.ids[:, place])
 
 
 class ModelOutput:

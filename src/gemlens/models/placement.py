@@ -8,7 +8,7 @@ from torch import Tensor
 from gemlens.caches.cache import Cache
 from gemlens.errors import InputError
 from gemlens.models.decoder import Placement
-from gemlens.spans import Span, plain_span, span_of
+from gemlens.spans import PlainSpan, Span, span_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def place(
         )
     before = 0 if cache is None else cache.real_tokens()
     span = _span(past, length, device, real, before, blocks, segment)
-    turned_by = span.position + first_position if position_ids is None else position_ids
-    return Placement(span, turned_by, cache, cache_position)
+    if position_ids is None:
+        position_ids = span.position + first_position if first_position else span.position
+    return Placement(span, position_ids, cache, cache_position)
 
 
 def _span(
@@ -78,7 +79,7 @@ def _span(
     segment: Tensor | None,
 ) -> Span:
     if real is None and blocks is None and segment is None and isinstance(before, int):
-        return plain_span(past, length, device)
+        return PlainSpan(past, length, device)
     slots = torch.arange(past, past + length, device=device)
     blocks = blocks or Blocks()
     return span_of(

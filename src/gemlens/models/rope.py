@@ -43,8 +43,11 @@ def _known(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Ten
     block = positions[0][0] // BLOCK
     if any(position // BLOCK != block for row in positions for position in row):
         return None
-    places = position_ids - block * BLOCK
     cos, sin = _block(spec, length_class, block)
+    first, count = positions[0][0] - block * BLOCK, len(positions[0])
+    if positions == [[*range(positions[0][0], positions[0][0] + count)]]:  # as they lie there
+        return cos[first : first + count].unsqueeze(0), sin[first : first + count].unsqueeze(0)
+    places = position_ids - block * BLOCK
     return cos[places], sin[places]
 
 

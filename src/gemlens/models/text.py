@@ -11,9 +11,9 @@ from gemlens.errors import InputError
 from gemlens.models.configs.text import Gemma2Config, Gemma3TextConfig, GemmaConfig, TextConfig
 from gemlens.models.decoder import Decoded, DecoderLayer, Layers, Placement, Recording, run_layers
 from gemlens.models.generative import GenerativeModel, logits_of
-from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding, softcap
+from gemlens.models.layers import RMSNorm, Scale, ScaledEmbedding
 from gemlens.models.loss import check_labels, next_token_loss
-from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from gemlens.models.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, Logits
 from gemlens.models.placement import place
 from gemlens.models.pretrained import PreTrainedModel
 from gemlens.spans import Span
@@ -47,7 +47,7 @@ class TextModel(PreTrainedModel):
         self.scale_embeds = nn.Identity() if scaled else Scale(math.sqrt(width))
         self.layers = Layers([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(width, config.rms_norm_eps)
-        self.windows = config.windows if windows is None else windows
+        self.windows, self.ropes = config.windows if windows is None else windows, config.ropes
         self.gradient_checkpointing = False
         self.finish(attn_implementation)
 
@@ -81,7 +81,7 @@ class TextModel(PreTrainedModel):
     def decode(self, embeds: Tensor, placement: Placement, recording: Recording, compiled: bool = False) -> Decoded:
         """Sends what `embed` gives through the layers and the final norm."""
         hidden, inputs, attentions = run_layers(
-            self.layers, self.config, self.windows, embeds, placement, recording,
+            self.layers, self.windows, self.ropes, embeds, placement, recording,
             self.gradient_checkpointing and self.training, compiled,
         )  # fmt: skip
         last = self.norm(hidden).to(embeds.dtype)
@@ -224,15 +224,15 @@ class CausalLM(GenerativeModel):
         attention_mask: Tensor | None = None,
         compiled: bool = False,
         largest: int | None = None,
-    ) -> Tensor:
-        """Reads text [B, S] behind what is cached; gives its logits [B, S, V]. See `GenerativeModel.step`."""
+    ) -> Logits:
+        """Reads text [B, S] behind what is cached; gives its logits. See `GenerativeModel.step`."""
         embeds = self.model.embed(input_ids)
         shape = (len(input_ids), input_ids.shape[1])
         placement = place(shape, embeds.device, attention_mask=attention_mask, cache=cache)
         return self._logits(self.model.decode(embeds, placement, Recording(), compiled).last, largest)
 
-    def _logits(self, hidden: Tensor, largest: int | None = None) -> Tensor:
-        return softcap(logits_of(self.lm_head, hidden, largest), self.config.softcaps[1])
+    def _logits(self, hidden: Tensor, largest: int | None = None) -> Logits:
+        return logits_of(self.lm_head, hidden, self.config.softcaps[1], largest)
 
     def forward(
         self,
@@ -272,7 +272,7 @@ class CausalLM(GenerativeModel):
         )
         last = 0 if labels is not None else last_wanted(logits_to_keep)
         decoded = self.model.decode(embeds, placement, self.recording(output_hidden_states, output_attentions, last))
-        logits = self._logits(last_tokens(decoded.last, logits_to_keep))
+        logits = self._logits(last_tokens(decoded.last, logits_to_keep)).values
         loss = None if labels is None else next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(loss, logits, placement.cache, decoded.hidden_states, decoded.attentions)
         return self.given(output, return_dict)
@@ -310,6 +310,7 @@ def _check_ids(input_ids: Tensor, rows: int) -> None:
         return
     if input_ids.device.type == "meta" or input_ids.numel() == 0:
         return
-    low, high = int(input_ids.min()), int(input_ids.max())
+    numbers = input_ids.tolist()  # one call of torch, which takes longer than all the rest
+    low, high = min(map(min, numbers)), max(map(max, numbers))
     if low < 0 or high >= rows:
         raise InputError(f"input_ids hold {low if low < 0 else high}, but the vocabulary ends at {rows - 1}.")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from gemlens.errors import InputError
 from gemlens.kernels.formats import Q8_0, Format
-from gemlens.kernels.tiles import FORMATS, Room, Tiles, largest, linear, pack, rows
+from gemlens.kernels.tiles import FORMATS, Best, Largest, Room, Tiles, best, largest, linear, pack, rows
 from gemlens.models.layers import ScaledEmbedding, rounded
+from gemlens.models.outputs import Logits
 from gemlens.models.swap import swap
 
 _UNSCREENED = 31  # tokens after one whose screen was in vain
@@ -54,9 +55,8 @@ class BlockLinear(_Unsaved, nn.Linear):
 
     @property
     def matrix(self) -> tuple[int, int, int, int, int]:
-        """As native layers take it: the format's number, tiles' place, rows, blocks of a row, bytes of activations."""
-        rows, width = self.shape
-        return self.format.type_id, self.weight.data_ptr(), rows, width // self.format.block_size, self.bits // 8
+        """As native layers take it; see Tiles."""
+        return self.tiles.matrix
 
     @property
     def tiles(self) -> Tiles:
@@ -73,19 +73,28 @@ class BlockLinear(_Unsaved, nn.Linear):
         result = linear(padded, self.tiles)
         return result if self.bias is None else result + self.bias
 
-    def largest(self, hidden: Tensor, count: int) -> Tensor:
-        """The `count` largest of what `forward` gives, exactly; others may be -inf. See FindingHead.
+    def largest(self, hidden: Tensor, count: int) -> Logits:
+        """The `count` largest of what `forward` gives, exactly. See FindingHead.
 
         Where all products are alike, looking costs more than it saves; then it is left out for the next tokens.
         """
+        looks, self._unscreened = self._unscreened == 0, max(0, self._unscreened - 1)
         # Numbers that differ may be equal in a shorter dtype.
-        screens = hidden.dtype is torch.float32 and self.format is Q8_0 and self.bias is None and not self.padding
-        if not screens or hidden.shape[:-1].numel() != 1 or self._unscreened:
-            self._unscreened = max(0, self._unscreened - 1)
-            return self(hidden)
-        found = largest(hidden.flatten(), self.tiles, min(count, self.out_features))
-        self._unscreened = _UNSCREENED if found.computed > 0.5 else 0
-        return found.products.view(*hidden.shape[:-1], -1)
+        if hidden.dtype is not torch.float32 or self.bias is not None or self.padding:
+            return Logits(self(hidden))
+        before = hidden.shape[:-1]
+        found: Best | Largest
+        if count == 1:
+            found = best(hidden.flatten(0, -2), self.tiles, looks)
+            logits = Logits(found.products.view(*before, 1), found.rows.view(*before, 1))
+        elif looks and self.format is Q8_0 and before.numel() == 1:
+            found = largest(hidden.flatten(), self.tiles, min(count, self.out_features))
+            logits = Logits(found.products.view(*before, -1))
+        else:
+            return Logits(self(hidden))
+        if looks and found.computed > 0.5:
+            self._unscreened = _UNSCREENED
+        return logits
 
     def extra_repr(self) -> str:
         """Shape and format."""

@@ -139,17 +139,14 @@ class FusedLayers(Layers):
         assert isinstance(cache, DynamicCache)
         batch, steps, _ = hidden.shape
         held: list[Any] = []  # what native code has addresses of
-        turned: dict[int, tuple[int, int]] = {}
-        numbers: dict[int, int] = {}  # of views
         views: list[tuple[list[int], int]] = []
+        kinds: dict[int, tuple[int, int, int]] = {}  # of calls: addresses of the rotation, and the number of the view
         turns = []
-        for index, (layer, (rotation, view)) in enumerate(zip(self, calls, strict=False)):
-            if id(rotation) not in turned:
-                cos, sin = (part.float().contiguous() for part in rotation)
+        for index, (layer, call) in enumerate(zip(self, calls, strict=False)):
+            if id(call) not in kinds:
+                (cos, sin), view = (part.float().contiguous() for part in call[0]), call[1]
                 held.append((cos, sin))
-                turned[id(rotation)] = cos.data_ptr(), sin.data_ptr()
-            if id(view) not in numbers:
-                numbers[id(view)] = -1 if view.sees_all else len(views)
+                kinds[id(call)] = cos.data_ptr(), sin.data_ptr(), -1 if view.sees_all else len(views)
                 if not view.sees_all:
                     seen_by = numbers_of(view)
                     held.append(seen_by)
@@ -158,7 +155,7 @@ class FusedLayers(Layers):
             row, head, slot, _ = keys.stride()
             begin = first * slot * keys.element_size()
             seen = keys.data_ptr() + begin, values.data_ptr() + begin, row, head, end - first
-            turns.append((cast(FusedLayer, layer).native(), *seen, *turned[id(rotation)], numbers[id(view)]))
+            turns.append((cast(FusedLayer, layer).native(), *seen, *kinds[id(call)]))
         cos = calls[0][0][0]
         result = hidden.float().clone(memory_format=torch.contiguous_format)
         machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it

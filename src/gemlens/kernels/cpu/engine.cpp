@@ -90,8 +90,8 @@ const Mixer& coarse_mixer() {
     return chosen_attention->mixer;
 }
 
-Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts)
-    : numbers(numbers), count(count), width_(width), parts_(parts), panel_(count < MANY ? 1 : PANEL),
+Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels)
+    : numbers(numbers), count(count), width_(width), parts_(parts), panel_(in_panels ? PANEL : 1),
       groups_((lines() + panel_ - 1) / panel_ * panel_ * (width / 32)) {
     for (std::int64_t line = lines(); line % panel_; ++line)  // of the last panel, which nobody reads the products of
         for (std::int64_t g = 0; g < width / 32; ++g) place_of(line)[g * panel_] = Group{};
@@ -107,7 +107,6 @@ void Tokens::quantize(std::int64_t token) const {
 }
 
 void multiply(std::initializer_list<Product> products, const Tokens& x) {
-    const auto linear = x.count < MANY ? chosen->linear : chosen->linear_panels;
     std::int64_t count = 0;
     for (const Product& product : products) count += product.matrix->tile_rows();
     spread(count, 4, [&](std::int64_t first, std::int64_t last) {
@@ -116,14 +115,19 @@ void multiply(std::initializer_list<Product> products, const Tokens& x) {
             const std::int64_t own = matrix->tile_rows();
             const std::int64_t from = std::clamp<std::int64_t>(first - before, 0, own);
             const std::int64_t to = std::clamp<std::int64_t>(last - before, 0, own);
-            const auto& [format, tiles, rows, blocks, parts] = *matrix;
-            if (from < to && matrix->has_numbers())
-                chosen->linear_numbers(format, tiles, rows, blocks, from, to, x.numbers, x.count, y);
-            else if (from < to)
-                linear(format, tiles, rows, blocks, from, to, x.groups(), x.lines(), parts, y);
+            if (from < to) multiply(*matrix, from, to, x, y + 16 * from, matrix->rows);
             before += own;
         }
     });
+}
+
+void multiply(const Matrix& matrix, std::int64_t first, std::int64_t last, const Tokens& x, float* y, std::int64_t next) {
+    const auto& [format, tiles, rows, blocks, parts] = matrix;
+    const auto linear = x.in_panels() ? chosen->linear_panels : chosen->linear;
+    if (matrix.has_numbers())
+        chosen->linear_numbers(format, tiles, rows, blocks, first, last, x.numbers, x.count, y, next);
+    else
+        linear(format, tiles, rows, blocks, first, last, x.groups(), x.lines(), parts, y, next);
 }
 
 }  // namespace gemlens

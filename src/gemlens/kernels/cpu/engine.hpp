@@ -59,13 +59,14 @@ struct Product {
 // Tokens as they are, and in lines of eight bits: [lines, groups], or in panels where there are MANY; see `linear_panels`.
 class Tokens {
 public:
-    Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts);
+    Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels);
 
     void quantize(std::int64_t token) const;
 
     const float* numbers;
     std::int64_t count;
     std::int64_t lines() const { return count * parts_; }
+    bool in_panels() const { return panel_ > 1; }
     const Group* groups() const { return groups_.data(); }
 
 private:
@@ -79,10 +80,10 @@ private:
 constexpr std::int64_t MANY = 16;
 
 // x [tokens, width], as it is multiplied with matrices like one; make(t) first makes the numbers of token t, where they are
-// still to be made.
+// still to be made. In panels from `many` tokens on.
 template <class Each>
-Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens, Each make) {
-    Tokens found(x, tokens, like.width(), like.parts);
+Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens, Each make, std::int64_t many = MANY) {
+    Tokens found(x, tokens, like.width(), like.parts, tokens >= many);
     spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t t = first; t < last; ++t) {
             make(t);
@@ -97,5 +98,9 @@ inline Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens)
 
 // Several matrices times the same tokens; all have as many parts.
 void multiply(std::initializer_list<Product> products, const Tokens& x);
+
+// The same with the rows of a matrix's tiles from `first` to before `last`, on this thread: y[token * next + row], rows counted
+// from the first of these.
+void multiply(const Matrix& matrix, std::int64_t first, std::int64_t last, const Tokens& x, float* y, std::int64_t next);
 
 }  // namespace gemlens

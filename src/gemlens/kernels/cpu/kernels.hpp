@@ -38,9 +38,10 @@ struct Look {
     float *most, *total;  // [count]: the largest score, and the sum of exp(score - most), the weights
 };
 
-// What lower halves of codes can add to a group's product, per scale: `alone`, and `others` times a tile's size of them.
+// What a group's product with 16 rows of Q8_0 is at most, per scale of theirs: `step` times the product with upper halves of
+// codes, and `rest`; and what lower halves can add: `alone`, and `others` times a tile's size of them.
 struct Reach {
-    float alone, others;
+    float step, rest, alone, others;
 };
 
 struct Kernels {
@@ -55,16 +56,18 @@ struct Kernels {
     // group g goes to quantized[g * stride]; and what it leaves of the numbers to the group that is `rest` after it, unless
     // that is 0
     void (*quantize)(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized);
-    // y[t, n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`; `parts` lines of x, one
-    // after the other, are a token, whose products are the sum of theirs
+    // y[t * next + n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`, counted from the
+    // first of these; `parts` lines of x, one after the other, are a token, whose products are the sum of theirs
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y);
+                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next);
     // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
-                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y);
+                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y,
+                          std::int64_t next);
     // the same with weights that are numbers, F16 or BF16, and tokens as they are; `width` of them to a row
     void (*linear_numbers)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width,
-                           std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y);
+                           std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y,
+                           std::int64_t next);
     // x / rms(x) * weight
     void (*norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
     // (x - mean(x)) / deviation(x) * weight + bias
@@ -81,11 +84,12 @@ struct Kernels {
     void (*to_brains)(const float* numbers, std::int64_t count, std::uint16_t* brains);
     // numbers in bytes, and behind them the floats by which these are multiplied
     void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
-    // tiles of Q8_0 from `first` to before `last` -> what the products of one token, of some lines, with the rows of each are
-    // at most; reaches as x [lines, blocks]
+    // what the products of tokens with the rows of each tile of Q8_0 from `first` to before `last` are at most, to
+    // most[t * next + tile]; x and reaches [lines, blocks]
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-                   std::int64_t lines, const Reach* reaches, float* most);
+                   const Reach* reaches, std::int64_t lines, int parts, float* most, std::int64_t next);
     float screen_step;  // of a tile's sizes
+    std::int64_t screened;  // of how many tokens at once a screen takes less time than all products
 };
 
 constexpr std::int64_t LOOK = 128;

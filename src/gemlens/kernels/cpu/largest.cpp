@@ -1,16 +1,21 @@
 #include "largest.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <limits>
+#include <mutex>
 
 namespace gemlens {
 namespace {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
+constexpr float COMPUTED = std::numeric_limits<float>::quiet_NaN();  // in the place of what a tile can be at most
 constexpr std::int64_t FIRST = 64;  // tiles that are computed before it is known what the others must reach
+constexpr std::int64_t STRETCH = 256;  // tiles of which one is computed before, where the largest product alone is wanted
+constexpr std::int64_t SOME = 16;  // tiles that are computed at once, where all are
 
 float above_all(float number) { return number == number ? number : INFINITE; }
 
@@ -23,49 +28,109 @@ float kth_largest(std::vector<float> numbers, std::int64_t k) {
 // What r . x is at most for a group of x, whose codes are 16 h + 7.5 + r with each r at most 7.5: by Hoelder 7.5 times the
 // sizes of some numbers of x, and by Cauchy and Schwarz |r| times the size of the others. The largest are taken for the
 // first as long as that is less for most r.
-Reach reach_of(const Group& x) {
+struct Rest {
+    float alone, others;
+};
+Rest rest_of(const Group& x) {
     constexpr float USUAL = 26.1f;  // |r| of 32 even chances
     int sizes[32], square = 0;
     std::transform(x.codes, x.codes + 32, sizes, [](int code) { return std::abs(code); });
     std::sort(sizes, sizes + 32, std::greater<int>());
     for (const int size : sizes) square += size * size;
-    Reach best{0.0f, std::sqrt(static_cast<float>(square))};
+    Rest best{0.0f, std::sqrt(static_cast<float>(square))};
     float sum = 0.0f;
     for (const int size : sizes) {
         sum += 7.5f * static_cast<float>(size);
         square -= size * size;
-        const Reach next{sum, std::sqrt(static_cast<float>(square))};
+        const Rest next{sum, std::sqrt(static_cast<float>(square))};
         if (next.alone + USUAL * next.others < best.alone + USUAL * best.others) best = next;
     }
     return best;
 }
 
+// What the products of tokens with the rows of tiles can be at most, found without the lower halves of codes.
+//
+// Where a token is two lines, their products are added, and so are the most that these can be.
+//
+// Rounding: a product is a sum of G terms, of all lines, computed with at most G + 2 roundings of 2^-24 of the terms' sizes; in
+// `screen` a term is added in two parts, which makes at most 2 G + 4. A term is at most 128 sqrt(32) |x|, and |r| at least
+// 0.5 sqrt(32), so that what is larger by 3 (G + 2) 2^-24 256 holds both.
+class Screen {
+public:
+    Screen(const Matrix& matrix, const Tokens& x) : matrix_(matrix), x_(x) {
+        const std::int64_t groups = x.lines() * matrix.blocks, terms = matrix.parts * matrix.blocks;
+        const float slack = 1.0f + 4.6e-5f * static_cast<float>(terms + 2);
+        reaches_.reserve(static_cast<std::size_t>(groups));
+        std::transform(x.groups(), x.groups() + groups, std::back_inserter(reaches_), [slack](const Group& group) {
+            const Rest rest = rest_of(group);
+            const float size = group.scale * slack;
+            // upper halves are h + 8, and 16 (h + 8) - (128 - 7.5) = 16 h + 7.5
+            return Reach{16.0f * group.scale, (128.0f - 7.5f) * group.total, rest.alone * size,
+                         rest.others * size * kernels().screen_step};
+        });
+    }
+
+    // most[token * next + tile], from `first` tile to before `last`; what is no number is larger than all.
+    void operator()(std::int64_t first, std::int64_t last, float* most, std::int64_t next) const {
+        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), reaches_.data(), x_.lines(), matrix_.parts, most, next);
+        for (std::int64_t t = 0; t < x_.count; ++t)
+            std::transform(most + t * next + first, most + t * next + last, most + t * next + first, above_all);
+    }
+
+private:
+    const Matrix& matrix_;
+    const Tokens& x_;
+    std::vector<Reach> reaches_;
+};
+
+bool is_finite(const Tokens& x, std::int64_t blocks) {
+    return std::none_of(x.groups(), x.groups() + x.lines() * blocks, [](const Group& group) { return std::isnan(group.scale); });
+}
+
+void take(Best& best, float product, std::int64_t row) {
+    const float size = above_all(product), most = above_all(best.product);
+    if (size > most || (size == most && row < best.row)) best = {product, row};
+}
+
+// The best of each token, among what a thread looks at before all join.
+class Bests {
+public:
+    Bests(std::int64_t tokens, const Matrix& matrix) : all_(static_cast<std::size_t>(tokens), Best{-INFINITE, matrix.rows}), rows_(matrix.rows) {}
+
+    // products [token * next + row] with some rows, the first of which is `from`
+    void take_from(const float* products, std::int64_t next, std::int64_t from, std::int64_t count) {
+        count = std::min(count, rows_ - from);
+        for (Best& best : all_) {
+            bool is_there = false;
+            for (std::int64_t i = 0; i < count; ++i) is_there |= !(products[i] <= best.product);
+            for (std::int64_t i = 0; is_there && i < count; ++i) take(best, products[i], from + i);
+            products += next;
+        }
+    }
+    void take_from(const Bests& others) {
+        for (std::size_t t = 0; t < all_.size(); ++t) take(all_[t], others.all_[t].product, others.all_[t].row);
+    }
+    Best& operator[](std::int64_t token) { return all_[static_cast<std::size_t>(token)]; }
+
+private:
+    std::vector<Best> all_;
+    std::int64_t rows_;
+};
+
 }  // namespace
 
 // No product is given without being computed, and none is left out that could be among the k largest: a tile is passed
 // over only if the most that its products can be lies below k products that were computed.
-//
-// Where the token is two lines, their products are added, and so are the most that these can be.
-//
-// Rounding: a product is a sum of G terms, of all lines, computed with at most G + 3 roundings of 2^-24 of the terms' sizes,
-// here and in `screen`. A term is at most 128 sqrt(32) |x|, and |r| at least 0.5 sqrt(32), so that what is larger by
-// 2 (G + 3) 2^-24 256 holds both.
-std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, float* products) {
-    const std::int64_t tiles = matrix.tile_rows(), blocks = matrix.blocks, lines = token.lines(), groups = lines * blocks;
-    const Group* const x = token.groups();
-    const float slack = 1.0f + 3.1e-5f * static_cast<float>(groups + 3);
-    std::vector<Reach> reaches(static_cast<std::size_t>(groups));
-    std::transform(x, x + groups, reaches.begin(), [slack](const Group& group) {
-        const auto [alone, others] = reach_of(group);
-        const float size = group.scale * slack;
-        return Reach{alone * size, others * size * kernels().screen_step};
-    });
+std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float* products) {
+    const Tokens token = quantized(matrix, x, 1);
+    if (!is_finite(token, matrix.blocks)) return -1;
+    const std::int64_t tiles = matrix.tile_rows();
+    const Screen screen(matrix, token);
     std::vector<float> most(static_cast<std::size_t>(tiles));
     spread(tiles, 64, [&](std::int64_t first, std::int64_t last) {
-        kernels().screen(matrix.tiles, blocks, first, last, x, lines, reaches.data(), most.data());
+        screen(first, last, most.data(), tiles);
         std::fill(products + 16 * first, products + std::min(16 * last, matrix.rows), -INFINITE);
     });
-    std::transform(most.begin(), most.end(), most.begin(), above_all);
     std::vector<std::int64_t> computed;
     std::vector<float> found;  // the products of these tiles
     const auto compute = [&](auto is_wanted) {
@@ -76,7 +141,7 @@ std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, 
         spread(count, 4, [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t i = first; i < last; ++i) {
                 const std::int64_t tile = computed[before + static_cast<std::size_t>(i)];
-                kernels().linear(matrix.format, matrix.tiles, matrix.rows, blocks, tile, tile + 1, x, lines, matrix.parts, products);
+                multiply(matrix, tile, tile + 1, token, products + 16 * tile, matrix.rows);
             }
         });
         for (auto tile = computed.begin() + static_cast<std::ptrdiff_t>(before); tile != computed.end(); ++tile)
@@ -92,6 +157,67 @@ std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, 
         for (std::int64_t n = 16 * tile; n < std::min(16 * tile + 16, matrix.rows); ++n)
             if (products[n] < last) products[n] = -INFINITE;
     return static_cast<std::int64_t>(computed.size());
+}
+
+// As above with k = 1, but what a thread finds stays with it, and nothing is sorted: of each stretch of tiles, the one that
+// may hold most is computed while the stretch is screened; the largest product of these is what others must reach.
+std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, bool screens, Best* found) {
+    const bool can_screen = screens && tokens <= kernels().screened;
+    const Tokens all = quantized(matrix, x, tokens, [](std::int64_t) {}, can_screen ? tokens + 1 : MANY);
+    const std::int64_t tiles = matrix.tile_rows();
+    Bests bests(tokens, matrix);
+    std::mutex joining;
+    std::atomic<std::int64_t> computed = tokens * tiles;
+    const auto each_part = [&](std::int64_t least, auto look) {  // look(first, last, bests)
+        spread(tiles, least, [&](std::int64_t first, std::int64_t last) {
+            Bests own(tokens, matrix);
+            look(first, last, own);
+            const std::lock_guard<std::mutex> lock(joining);
+            bests.take_from(own);
+        });
+    };
+    if (!can_screen || !is_finite(all, matrix.blocks)) {
+        each_part(SOME, [&](std::int64_t first, std::int64_t last, Bests& own) {
+            std::vector<float> products(static_cast<std::size_t>(tokens * 16 * SOME));
+            for (; first < last; first += SOME) {
+                const std::int64_t end = std::min(last, first + SOME);
+                multiply(matrix, first, end, all, products.data(), 16 * SOME);
+                own.take_from(products.data(), 16 * SOME, 16 * first, 16 * (end - first));
+            }
+        });
+    } else {
+        computed = 0;
+        const Screen screen(matrix, all);
+        const Numbers most(tokens * tiles);
+        const auto compute = [&](std::int64_t t, std::int64_t tile, Best& own) {
+            float products[16];
+            const Group* line = all.groups() + t * matrix.parts * matrix.blocks;
+            kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, line, matrix.parts, matrix.parts,
+                             products, 16);
+            for (std::int64_t i = 0; i < std::min<std::int64_t>(16, matrix.rows - 16 * tile); ++i) take(own, products[i], 16 * tile + i);
+            ++computed;
+        };
+        each_part(STRETCH, [&](std::int64_t first, std::int64_t last, Bests& own) {
+            for (; first < last; first += STRETCH) {
+                const std::int64_t end = std::min(last, first + STRETCH);
+                screen(first, end, most.data(), tiles);
+                for (std::int64_t t = 0; t < tokens; ++t) {
+                    float* const its = most.data() + t * tiles;
+                    float* const highest = std::max_element(its + first, its + end);
+                    compute(t, highest - its, own[t]);
+                    *highest = COMPUTED;
+                }
+            }
+        });
+        Bests reached = bests;
+        each_part(64, [&](std::int64_t first, std::int64_t last, Bests& own) {
+            for (; first < last; ++first)
+                for (std::int64_t t = 0; t < tokens; ++t)
+                    if (most.data()[t * tiles + first] >= above_all(reached[t].product)) compute(t, first, own[t]);
+        });
+    }
+    for (std::int64_t t = 0; t < tokens; ++t) found[t] = bests[t];
+    return computed;
 }
 
 }  // namespace gemlens

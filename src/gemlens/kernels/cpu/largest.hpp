@@ -7,8 +7,17 @@
 
 namespace gemlens {
 
-// Of one token. products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as larger than all.
-// Returns how many tiles were computed.
-std::int64_t largest(const Matrix& matrix, const Tokens& token, std::int64_t k, float* products);
+struct Best {
+    float product;
+    std::int64_t row;
+};
+
+// Of one token and Q8_0. products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as
+// larger than all. Returns how many tiles were computed; -1 where the token is not finite, and nothing is written.
+std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float* products);
+
+// Of each token the largest product, and the first row that has it; what is no number counts as above. `screens` asks not to
+// compute all where that can be. Returns how many tiles were computed, for all tokens together.
+std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, bool screens, Best* found);
 
 }  // namespace gemlens

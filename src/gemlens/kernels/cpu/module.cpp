@@ -90,14 +90,20 @@ void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bl
     multiply({{&matrix, at<float>(y)}}, quantized(matrix, at<float>(x), tokens));
 }
 
-// How many tiles were computed; -1 where x is not finite, and nothing is written.
 std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
                         std::int64_t k, std::uintptr_t products) {
-    const Matrix matrix{format, at<std::uint8_t>(tiles), rows, blocks, parts};
-    const Tokens token = quantized(matrix, at<float>(x), 1);
-    const Group* const groups = token.groups();
-    if (std::any_of(groups, groups + matrix.blocks, [](const Group& group) { return std::isnan(group.scale); })) return -1;
-    return largest(matrix, token, k, at<float>(products));
+    return largest({format, at<std::uint8_t>(tiles), rows, blocks, parts}, at<float>(x), k, at<float>(products));
+}
+
+std::int64_t best_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
+                     std::int64_t tokens, bool screens, std::uintptr_t products, std::uintptr_t numbers) {
+    std::vector<Best> found(static_cast<std::size_t>(tokens));
+    const std::int64_t computed = best({format, at<std::uint8_t>(tiles), rows, blocks, parts}, at<float>(x), tokens, screens, found.data());
+    for (std::size_t t = 0; t < found.size(); ++t) {
+        at<float>(products)[t] = found[t].product;
+        at<std::int64_t>(numbers)[t] = found[t].row;
+    }
+    return computed;
 }
 
 Matrix matrix(const nb::tuple& parts) {
@@ -256,6 +262,7 @@ NB_MODULE(_cpu, module) {
     module.def("to_bytes", to_bytes, free);
     module.def("linear", linear, free);
     module.def("largest", largest_of, free);
+    module.def("best", best_of, free);
     module.def("attend", attend_of);
     module.def("layer", layer);
     module.def("run", run);

@@ -300,7 +300,8 @@ class Gemma3TextConfig(_CappedConfig):
     def ropes(self) -> tuple[RopeSpec, ...]:
         """Per layer: the scaled global rotation, or the local one, which is never scaled."""
         local = rope_spec(self.rope_local_base_freq, self.head_dim, self.max_position_embeddings, None)
-        return tuple(local if kind == SLIDING else self._global_rope for kind in self.layer_types or ())
+        everywhere = self._global_rope
+        return tuple(local if kind == SLIDING else everywhere for kind in self.layer_types or ())
 
     def is_global(self, layer: int) -> bool:
         """Every n-th layer sees everything, n being `sliding_window_pattern`."""

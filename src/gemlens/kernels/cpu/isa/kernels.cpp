@@ -140,17 +140,16 @@ void add_products(Quad quad, const Scales<Tile>& scales, const Group* x, std::in
     }
 }
 
-// Puts the products of `count` lines with the 16 rows of a tile into y [tokens, rows].
-void put_products(const Simd::Floats* results, int count, int parts, std::int64_t number, std::int64_t rows, float* y) {
-    const std::int64_t from = number * ROWS, width = std::min<std::int64_t>(ROWS, rows - from);
-    for (float* place = y + from; count > 0; place += rows, results += parts, count -= parts) {
+// Puts the products of `count` lines with the rows of a tile, 16 or the last `width`, to y[token * next].
+void put_products(const Simd::Floats* results, int count, int parts, std::int64_t width, float* y, std::int64_t next) {
+    for (; count > 0; y += next, results += parts, count -= parts) {
         const auto products = parts == 2 ? Simd::plus(results[0], results[1]) : results[0];
-        if (width == ROWS) {
-            Simd::store(place, products);
+        if (width >= ROWS) {
+            Simd::store(y, products);
         } else {
             float values[ROWS];
             Simd::store(values, products);
-            std::copy(values, values + width, place);
+            std::copy(values, values + width, y);
         }
     }
 }
@@ -162,8 +161,8 @@ void ask_for(const std::uint8_t* memory, int ahead) {
 }
 
 template <class Tile, int COUNT>
-void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64_t blocks, std::int64_t number,
-               const Group* x, int parts, float* y) {
+void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int64_t width, const Group* x, int parts,
+               float* y, std::int64_t next) {
     constexpr int EACH = Tile::BLOCK / GROUP, OWN = AHEAD / (Tile::REST > 0 ? 2 : 1);
     const std::int64_t groups = blocks * EACH;
     Simd::Floats results[COUNT];
@@ -184,31 +183,34 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t rows, std::int64
             }
         }
     }
-    put_products(results, COUNT, parts, number, rows, y);
+    put_products(results, COUNT, parts, width, y, next);
+}
+
+// some(count, first) for COUNT lines at a time, and what is left in halves, quarters and so on.
+template <int COUNT, class Some>
+void cut(std::int64_t lines, Some some, std::int64_t first = 0) {
+    for (; first + COUNT <= lines; first += COUNT) some(std::integral_constant<int, COUNT>{}, first);
+    if constexpr (COUNT > 1) cut<COUNT / 2>(lines, some, first);
 }
 
 void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-            std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y) {
+            std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         const std::int64_t groups = blocks * (Tile::BLOCK / GROUP);
-        for (std::int64_t number = first; number < last; ++number) {
+        for (std::int64_t number = first; number < last; ++number, y += ROWS) {
             const Place<Tile, const std::uint8_t> at(tiles, rows, blocks, number);
-            const auto some = [&](auto count, std::int64_t t) {  // an even number of lines, or a token is one
-                few_lines<Tile, decltype(count)::value>(at, rows, blocks, number, x + t * groups, parts, y + t / parts * rows);
-            };
-            std::int64_t t = 0;
-            for (; t + 8 <= lines; t += 8) some(std::integral_constant<int, 8>{}, t);
-            for (; t + 4 <= lines; t += 4) some(std::integral_constant<int, 4>{}, t);
-            for (; t + 2 <= lines; t += 2) some(std::integral_constant<int, 2>{}, t);
-            for (; t < lines; ++t) some(std::integral_constant<int, 1>{}, t);
+            cut<8>(lines, [&](auto count, std::int64_t t) {  // an even number of lines, or a token is one
+                constexpr int COUNT = decltype(count)::value;
+                few_lines<Tile, COUNT>(at, blocks, rows - number * ROWS, x + t * groups, parts, y + t / parts * next, next);
+            });
         }
     });
 }
 
 // Many lines: a tile is unpacked once for a stretch of them that stays in a core's own cache.
 void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y) {
+                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next) {
     with_tile(format, [&](auto empty) {
         using Tile = decltype(empty);
         constexpr int EACH = Tile::BLOCK / GROUP;
@@ -237,7 +239,8 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
                         add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
-                    put_products(results, count, parts, number, rows, y + panel * PANEL / parts * rows);
+                    float* const own_y = y + panel * PANEL / parts * next + (number - first) * ROWS;
+                    put_products(results, count, parts, rows - number * ROWS, own_y, next);
                 }
             }
     });
@@ -248,34 +251,44 @@ struct Upper {  // nibbles of codes of Q8_0, as a tile
     static constexpr bool SPLIT = false;
 };
 
-// What a token's products with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is read;
-// what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
+// What the products of COUNT lines with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is
+// read; what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
+template <int COUNT>
+void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, const Reach* reaches, int parts, float* most,
+                std::int64_t next) {
+    Simd::Floats sums[COUNT];
+    for (auto& sum : sums) sum = Simd::zero();
+    for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE, ++x, ++reaches) {
+        if (COUNT >= Simd::ASKING) ask_for<TileQ8_0::TILE>(tile, AHEAD);
+        const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
+        Simd::Ints upper[COUNT], unused[COUNT];
+        Simd::template multiply<Upper, COUNT>([=](int j) { return TileQ8_0::upper(tile, j); }, x, blocks, upper, unused);
+#pragma GCC unroll 4
+        for (int t = 0; t < COUNT; ++t) {
+            const auto& [step, rest, alone, others] = reaches[t * blocks];
+            const auto known = Simd::multiply_add(Simd::real(upper[t]), Simd::all(step), Simd::all(rest));
+            const auto reach = Simd::multiply_add(size, Simd::all(others), Simd::all(alone));
+            sums[t] = Simd::multiply_add(scale, known, sums[t]);
+            sums[t] = Simd::multiply_add(Simd::absolute(scale), reach, sums[t]);
+        }
+    }
+    for (const Simd::Floats* sum = sums; sum < sums + COUNT; sum += parts, most += next) {
+        float all[ROWS];
+        Simd::store(all, parts == 2 ? Simd::plus(sum[0], sum[1]) : sum[0]);
+        *most = all[0];
+        for (const float each : all)
+            if (!(each <= *most)) *most = each;  // what is no number is larger than all others
+    }
+}
+
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-            std::int64_t lines, const Reach* reaches, float* most) {
+            const Reach* reaches, std::int64_t lines, int parts, float* most, std::int64_t next) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
-        auto sums = Simd::zero();
-        for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE) {
-            if (Simd::ASKING == 1) ask_for<TileQ8_0::TILE>(tile, AHEAD);
-            const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
-            for (std::int64_t at = block; at < lines * blocks; at += blocks) {
-                const Group& group = x[at];
-                Simd::Ints all, unused;
-                Simd::template multiply<Upper, 1>([=](int j) { return TileQ8_0::upper(tile, j); }, &group, 1, &all, &unused);
-                // 16 (h + 8) + 7.5 - 128 = 16 h + 7.5
-                const float rest = (128.0f - 7.5f) * static_cast<float>(Simd::less_of(group));
-                auto sum = Simd::multiply_add(Simd::real(all), Simd::all(16.0f),
-                                              Simd::all(rest));
-                sums = Simd::multiply_add(Simd::multiply(scale, Simd::all(group.scale)), sum, sums);
-                const auto reach = Simd::multiply_add(size, Simd::all(reaches[at].others), Simd::all(reaches[at].alone));
-                sums = Simd::multiply_add(Simd::absolute(scale), reach, sums);
-            }
-        }
-        float all[ROWS];
-        Simd::store(all, sums);
-        most[number] = all[0];
-        for (const float each : all)
-            if (!(each <= most[number])) most[number] = each;  // what is no number is larger than all others
+        cut<4>(lines, [&](auto count, std::int64_t t) {
+            const std::int64_t at = t * blocks;
+            few_bounds<decltype(count)::value>(tile, blocks, x + at, reaches + at, parts, most + t / parts * next + number, next);
+        });
     }
 }
 
@@ -333,6 +346,7 @@ void activate(const float* x, const float* bias, std::int64_t size, float* y) {
 #define GEMLENS_NAME_OF(isa) #isa
 #define GEMLENS_NAME(isa) GEMLENS_NAME_OF(isa)
 const Kernels GEMLENS_TABLE{GEMLENS_NAME(GEMLENS_TABLE), layout, pack, row, quantize, linear, linear_panels, linear_numbers, norm,
-                            layer_norm, rotate, gate, activate, look, to_brains, to_bytes, screen, 1.0f / TileQ8_0::SIZE};
+                            layer_norm, rotate, gate, activate, look, to_brains, to_bytes, screen, 1.0f / TileQ8_0::SIZE,
+                            Simd::SCREENED};
 
 }  // namespace gemlens

@@ -43,13 +43,13 @@ void multiply(const std::uint8_t* tile, std::int64_t width, const float* x, std:
 
 template <bool HALF>
 void multiply_all(const std::uint8_t* tiles, std::int64_t rows, std::int64_t width, std::int64_t first, std::int64_t last,
-                  const float* x, std::int64_t tokens, float* y) {
-    for (std::int64_t number = first; number < last; ++number) {
+                  const float* x, std::int64_t tokens, float* y, std::int64_t next) {
+    for (std::int64_t number = first; number < last; ++number, y += ROWS) {
         const std::uint8_t* tile = tiles + number * width * NUMBERS;
-        const std::int64_t from = number * ROWS, keep = std::min<std::int64_t>(ROWS, rows - from);
+        const std::int64_t keep = std::min<std::int64_t>(ROWS, rows - number * ROWS);
         std::int64_t t = 0;
-        for (; t + 4 <= tokens; t += 4) multiply<HALF, 4>(tile, width, x + t * width, rows, keep, y + t * rows + from);
-        for (; t < tokens; ++t) multiply<HALF, 1>(tile, width, x + t * width, rows, keep, y + t * rows + from);
+        for (; t + 4 <= tokens; t += 4) multiply<HALF, 4>(tile, width, x + t * width, next, keep, y + t * next);
+        for (; t < tokens; ++t) multiply<HALF, 1>(tile, width, x + t * width, next, keep, y + t * next);
     }
 }
 
@@ -73,8 +73,8 @@ void row_of_numbers(int format, const std::uint8_t* tiles, std::int64_t width, s
 }
 
 void linear_numbers(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width, std::int64_t first,
-                    std::int64_t last, const float* x, std::int64_t tokens, float* y) {
-    (format == F16 ? multiply_all<true> : multiply_all<false>)(tiles, rows, width, first, last, x, tokens, y);
+                    std::int64_t last, const float* x, std::int64_t tokens, float* y, std::int64_t next) {
+    (format == F16 ? multiply_all<true> : multiply_all<false>)(tiles, rows, width, first, last, x, tokens, y, next);
 }
 
 }  // namespace GEMLENS_ISA

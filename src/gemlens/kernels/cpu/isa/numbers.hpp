@@ -15,7 +15,7 @@ void pack_numbers(const std::uint8_t* file, std::int64_t rows, std::int64_t widt
                   std::uint8_t* tiles);
 void row_of_numbers(int format, const std::uint8_t* tiles, std::int64_t width, std::int64_t row, float* weights);
 void linear_numbers(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width, std::int64_t first,
-                    std::int64_t last, const float* x, std::int64_t tokens, float* y);
+                    std::int64_t last, const float* x, std::int64_t tokens, float* y, std::int64_t next);
 
 }  // namespace GEMLENS_ISA
 }  // namespace gemlens

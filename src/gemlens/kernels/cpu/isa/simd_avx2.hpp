@@ -56,6 +56,7 @@ struct Simd {
         return both<Ints>([&](int) { return _mm256_set1_epi32(number); });
     }
     static constexpr int ASKING = 1;
+    static constexpr std::int64_t SCREENED = 16;  // half of the products
     static constexpr int TOGETHER = 4;
     template <class Tile, int COUNT, class Quad>
     static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {

@@ -35,6 +35,7 @@ struct Simd {
         return FACTOR ? _mm512_slli_epi32(ints(number), log2_of(FACTOR)) : ints(0);
     }
     static constexpr int ASKING = 4;  // lines from which on it pays to ask for memory ahead
+    static constexpr std::int64_t SCREENED = 4;  // tokens: reading less saves more than a screen's sums cost
     static constexpr int TOGETHER = 1;  // lines that are multiplied with one code after the other
     template <class Tile, int COUNT, class Quad>
     static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {

@@ -49,6 +49,7 @@ struct Simd {
     template <int FACTOR>
     static Ints times(std::int32_t number) { return ints(FACTOR * number); }
     static constexpr int ASKING = 4;
+    static constexpr std::int64_t SCREENED = 4;
     static constexpr int TOGETHER = 1;
     template <class Tile, int COUNT, class Quad>
     static void multiply(Quad quad, const Group* x, std::int64_t stride, Ints* first, Ints* second) {
