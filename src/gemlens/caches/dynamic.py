@@ -11,6 +11,7 @@ from gemlens.errors import InputError
 from gemlens.spans import PlainSpan, Span, join
 
 _LEAST_ROOM = 64  # slots for tokens to come
+_COPIED = 2**15  # numbers at once: for more, torch wakes threads, which then are in the way of those of kernels
 
 
 class Reserved(NamedTuple):
@@ -122,7 +123,10 @@ class DynamicLayer:
         moved = []
         for held in self._held:
             larger = held.new_empty(*held.shape[:2], room, held.shape[3])
-            larger[:, :, :length] = held[:, :, self._first : self._end]
+            step = max(1, _COPIED // max(1, held[:, :, 0].numel()))
+            for begin in range(0, length, step):
+                end = min(length, begin + step)
+                larger[:, :, begin:end] = held[:, :, self._first + begin : self._first + end]
             moved.append(larger)
         self._held, self._first, self._end = (moved[0], moved[1]), 0, length
 

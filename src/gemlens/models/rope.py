@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gemlens.models.configs.rope import RopeSpec
 
-BLOCK = 256  # positions
+BLOCK = 64  # positions: few enough for torch to compute them without waking threads
 FEW = 16  # tokens
 
 
