@@ -118,7 +118,8 @@ def _check_fit(slots: list[_Slot], weights: WeightSource, found: Match, fresh: C
     missing = [slot.names[0] for slot in slots if not given & set(slot.names)]
     expected = {name: tuple(slot.parameter.shape) for slot in slots for name in slot.names}
     left_over = found.unknown | {file for name, file in found.names.items() if name not in expected}
-    shapes = {name: tuple(weights.shapes()[file]) for name, file in found.names.items() if name in expected}
+    stored = weights.shapes()
+    shapes = {name: tuple(stored[file]) for name, file in found.names.items() if name in expected}
     wrong = [
         f"'{found.names[name]}' is {list(shape)} in the file and {list(expected[name])} in the model"
         for name, shape in shapes.items()

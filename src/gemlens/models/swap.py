@@ -16,8 +16,10 @@ def swap(model: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | N
         Names of the modules that were replaced.
     """
     replaced = []
-    for name in [name for name, _ in model.named_modules() if name][::-1]:
-        new = replacement(name, model.get_submodule(name))
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    while modules:
+        name, module = modules.pop()
+        new = replacement(name, module)
         if new is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, new)

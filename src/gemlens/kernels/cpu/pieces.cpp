@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::uint64_t BASE = 0x9E3779B97F4A7C15;  // of hashes; any large odd number would do
 constexpr std::string_view SPACE = "\xE2\x96\x81";  // how SentencePiece writes a space
+constexpr std::int32_t SOON = 16;  // pieces after which one finds its slot, which is asked for now
 constexpr std::size_t MOST = std::size_t{1} << 29;  // bytes of a text: three times as many are counted in 32 bits
 
 std::uint32_t mark_of(std::uint64_t hash) { return static_cast<std::uint32_t>(hash); }
@@ -60,11 +61,14 @@ Pieces::Pieces(const Listed& listed, std::int32_t unknown, bool has_bytes)
                            listed.lengths[id], roles});
         rest.remove_prefix(bytes);
         while (powers_.size() <= bytes) powers_.push_back(powers_.back() * BASE);
-        Slot& place = slots_[slot(piece(id).hash, [&](std::int32_t other) { return this->text(other) == text; })];
-        if (place.id < 0) place = {id, mark_of(piece(id).hash)}, ++distinct_;
         if (!(roles & FOUND) || text.empty()) continue;
         found_.push_back(id);
         may_begin_[byte_of(text[0])] = true;
+    }
+    for (std::int32_t id = 0; id < count(); ++id) {
+        __builtin_prefetch(&slots_[first_slot(piece(std::min(id + SOON, count() - 1)).hash)], 1);
+        Slot& place = slots_[slot(piece(id).hash, [&](std::int32_t other) { return text(other) == text(id); })];
+        if (place.id < 0) place = {id, mark_of(piece(id).hash)}, ++distinct_;
     }
     std::sort(found_.begin(), found_.end(), [&](std::int32_t a, std::int32_t b) { return text(a) < text(b); });
     for (int byte = 0; byte < 256; ++byte) {
@@ -78,12 +82,13 @@ std::string_view Pieces::text(std::int32_t id) const {
     return std::string_view(characters_).substr(piece(id).start, piece(id).bytes);
 }
 
+std::size_t Pieces::first_slot(std::uint64_t hash) const { return (hash ^ hash >> 32) * BASE >> 32 & (slots_.size() - 1); }
+
 // The slot of the piece with this hash that is equal, or the free slot where it would be.
 template <class Equal>
 std::size_t Pieces::slot(std::uint64_t hash, const Equal& is_equal) const {
-    const std::size_t last = slots_.size() - 1;
-    std::size_t at = (hash ^ hash >> 32) * BASE >> 32 & last;
-    for (; slots_[at].id >= 0; at = (at + 1) & last)
+    std::size_t at = first_slot(hash);
+    for (; slots_[at].id >= 0; at = (at + 1) & (slots_.size() - 1))
         if (slots_[at].mark == mark_of(hash) && is_equal(slots_[at].id)) break;
     return at;
 }

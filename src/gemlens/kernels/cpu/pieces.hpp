@@ -65,6 +65,7 @@ private:
     struct Pair;
 
     const Piece& piece(std::int32_t id) const { return pieces_[static_cast<std::size_t>(id)]; }
+    std::size_t first_slot(std::uint64_t hash) const;
     template <class Equal>
     std::size_t slot(std::uint64_t hash, const Equal& is_equal) const;
     std::int32_t joined(std::int32_t left, std::int32_t right) const;

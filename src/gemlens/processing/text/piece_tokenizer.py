@@ -9,18 +9,17 @@ there.
 """
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
-from itertools import compress, count, repeat
+from itertools import compress, count
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from gemlens.kernels.machine import machine
-from gemlens.processing.text.pieces import SPECIAL, Kind, Pieces, decoder
+from gemlens.processing.text.pieces import SPECIAL, Kind, Pieces, decoder, in_bytes
 
 _MADE, _FIRST, _FOUND, _SPECIAL = 1, 2, 4, 8  # as in pieces.hpp
-_KINDS: Mapping[int, int] = {kind: kind for kind in Kind}
 # Tables for `bytes.translate`: kind -> roles, and roles -> whether the piece is found.
 _ROLES = bytes.maketrans(
     bytes([Kind.NORMAL, Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED, Kind.UNUSED, Kind.BYTE]),
@@ -59,7 +58,7 @@ class PieceTokenizer:
     def __init__(self, pieces: Pieces, special: Collection[str] = SPECIAL, extra: Sequence[str] = ()) -> None:
         added = [text for text in extra if text not in pieces.texts]
         texts = [*pieces.texts, *added]
-        self._kinds = bytes(map(_KINDS.get, pieces.kinds, repeat(0)))
+        self._kinds = in_bytes(pieces.kinds)
         scores = array("d", pieces.scores) + array("d", [0.0] * len(added))
         roles = bytearray(self._kinds.translate(_ROLES)) + bytes(len(added))
         for text in extra:

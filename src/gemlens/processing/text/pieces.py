@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
+from itertools import compress, count, pairwise, repeat
 from math import isnan
 from operator import itemgetter
 from typing import Any
@@ -41,6 +41,12 @@ class Kind(IntEnum):
     BYTE = 6
 
 
+_NUMBERS: Mapping[int, int] = {kind: kind for kind in Kind}
+# Tables for `bytes.translate`: kind -> itself, or 0 for what is none; and whether it is that of the user.
+_KNOWN = bytes(_NUMBERS.get(number, 0) for number in range(256))
+_IS_USER_DEFINED = bytes(number == Kind.USER_DEFINED for number in range(256))
+
+
 @dataclass(frozen=True)
 class Pieces:
     """A vocabulary: the texts by id, how good each is to make, and what it is for."""
@@ -56,11 +62,8 @@ class Pieces:
                 f"The vocabulary has {len(self.texts)} pieces, {len(self.scores)} scores and {len(self.kinds)} types; "
                 "they must agree."
             )
-        if not set(map(type, self.texts)) <= {str} or not set(map(type, [*self.scores, *self.kinds])) <= {
-            int,
-            float,
-            Kind,
-        }:
+        kinds_of_numbers = {*map(type, self.scores), *map(type, self.kinds)}
+        if not set(map(type, self.texts)) <= {str} or not kinds_of_numbers <= {int, float, Kind}:
             raise CheckpointError("The vocabulary's pieces must be texts, and their scores and types numbers.")
         if any(map(isnan, self.scores)):
             raise CheckpointError("The vocabulary has a score that is no number; fetch the file again.")
@@ -134,15 +137,22 @@ def pieces_from_gguf(metadata: Mapping[str, Any]) -> Pieces:
     return Pieces(vocabulary_texts(texts, kinds), scores, kinds, unknown if isinstance(unknown, int) else -1)
 
 
+def in_bytes(kinds: Sequence[int]) -> bytes:
+    """A byte for each kind: its number, or 0 for what is none."""
+    try:
+        return bytes(kinds).translate(_KNOWN)
+    except (TypeError, ValueError):  # one is no number, or not that of a byte
+        return bytes(map(_NUMBERS.get, kinds, repeat(0)))
+
+
 def vocabulary_texts(texts: Sequence[str], kinds: Sequence[int]) -> list[str]:
     """The pieces as the official tokenizer.json writes them."""
     # Runs of spaces are user-defined pieces with plain spaces in GGUF files.
     if len(texts) != len(kinds):
         return list(texts)  # which Pieces refuses
-    written, user_defined = list(texts), int(Kind.USER_DEFINED)  # a plain number compares faster
-    for token, kind in enumerate(kinds):
-        if kind == user_defined:
-            written[token] = str(written[token]).replace(" ", SPACE)
+    written = list(texts)
+    for token in compress(count(), in_bytes(kinds).translate(_IS_USER_DEFINED)):
+        written[token] = str(written[token]).replace(" ", SPACE)
     # Older vocabularies have the tab only as a byte; to merge what contains tabs, it must be a piece.
     if "<0x09>" in written and "\t" not in written:
         written[written.index("<0x09>")] = "\t"
