@@ -217,7 +217,8 @@ class DynamicCache:
         """Whether every layer holds something of so many rows in a dtype, without gradients."""
         held = [layer.held for layer in self.layers]
         return all(
-            each is not None and each.dtype is dtype and len(each) == rows and not each.requires_grad for each in held
+            each is not None and each.dtype is dtype and each.shape[0] == rows and not each.requires_grad
+            for each in held
         )
 
     def reserve(self, count: int, layer_idx: int) -> Reserved:

@@ -46,7 +46,7 @@ def _known(spec: RopeSpec, length_class: int, position_ids: Tensor) -> tuple[Ten
     cos, sin = _block(spec, length_class, block)
     first, count = positions[0][0] - block * BLOCK, len(positions[0])
     if positions == [[*range(positions[0][0], positions[0][0] + count)]]:  # as they lie there
-        return cos[first : first + count].unsqueeze(0), sin[first : first + count].unsqueeze(0)
+        return cos[None, first : first + count], sin[None, first : first + count]
     places = position_ids - block * BLOCK
     return cos[places], sin[places]
 
