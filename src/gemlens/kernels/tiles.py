@@ -141,7 +141,7 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
     if native is not None and tiles.format is Q8_0:
         products = torch.empty(tiles.shape[0])
         computed = native.largest(*tiles.matrix, full.data_ptr(), k, products.data_ptr())
-        if computed >= 0:  # x is finite
+        if computed >= 0:  # x is finite, and not very large
             return Largest(products, computed / math.ceil(tiles.shape[0] / 16))
     products = linear(full, tiles)
     return Largest(products.where(~(products < products.topk(k).values[-1]), -torch.inf), 1.0)

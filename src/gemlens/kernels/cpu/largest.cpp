@@ -83,8 +83,9 @@ private:
     std::vector<Reach> reaches_;
 };
 
-bool is_finite(const Tokens& x, std::int64_t blocks) {
-    return std::none_of(x.groups(), x.groups() + x.lines() * blocks, [](const Group& group) { return std::isnan(group.scale); });
+// Whether all numbers are, and so small that nothing which is made of them on the way is more than a float holds.
+bool can_screen(const Tokens& x, std::int64_t blocks) {
+    return std::all_of(x.groups(), x.groups() + x.lines() * blocks, [](const Group& group) { return group.scale < 1e30f; });
 }
 
 void take(Best& best, float product, std::int64_t row) {
@@ -123,7 +124,7 @@ private:
 // over only if the most that its products can be lies below k products that were computed.
 std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float* products) {
     const Tokens token = quantized(matrix, x, 1);
-    if (!is_finite(token, matrix.blocks)) return -1;
+    if (!can_screen(token, matrix.blocks)) return -1;
     const std::int64_t tiles = matrix.tile_rows();
     const Screen screen(matrix, token);
     std::vector<float> most(static_cast<std::size_t>(tiles));
@@ -162,8 +163,8 @@ std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float
 // As above with k = 1, but what a thread finds stays with it, and nothing is sorted: of each stretch of tiles, the one that
 // may hold most is computed while the stretch is screened; the largest product of these is what others must reach.
 std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, bool screens, Best* found) {
-    const bool can_screen = screens && tokens <= kernels().screened;
-    const Tokens all = quantized(matrix, x, tokens, [](std::int64_t) {}, can_screen ? tokens + 1 : MANY);
+    screens = screens && tokens <= kernels().screened;
+    const Tokens all = quantized(matrix, x, tokens, [](std::int64_t) {}, screens ? tokens + 1 : MANY);
     const std::int64_t tiles = matrix.tile_rows();
     Bests bests(tokens, matrix);
     std::mutex joining;
@@ -176,7 +177,7 @@ std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, boo
             bests.take_from(own);
         });
     };
-    if (!can_screen || !is_finite(all, matrix.blocks)) {
+    if (!screens || !can_screen(all, matrix.blocks)) {
         each_part(SOME, [&](std::int64_t first, std::int64_t last, Bests& own) {
             std::vector<float> products(static_cast<std::size_t>(tokens * 16 * SOME));
             for (; first < last; first += SOME) {

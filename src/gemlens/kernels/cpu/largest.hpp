@@ -13,7 +13,8 @@ struct Best {
 };
 
 // Of one token and Q8_0. products [rows]: no smaller than the k-th largest, others -inf; a product that is no number counts as
-// larger than all. Returns how many tiles were computed; -1 where the token is not finite, and nothing is written.
+// larger than all. Returns how many tiles were computed; -1 where the token has numbers that are none or are too large to
+// screen with, and nothing is written.
 std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float* products);
 
 // Of each token the largest product, and the first row that has it; what is no number counts as above. `screens` asks not to

@@ -49,7 +49,7 @@ struct Pieces::Pair {
 Pieces::Pieces(const Listed& listed, std::int32_t unknown, bool has_bytes)
     : characters_(listed.characters), slots_(1024), powers_{1}, unknown_(unknown) {
     std::string_view rest = characters_;
-    while (slots_.size() < 2 * listed.count) slots_.resize(2 * slots_.size());
+    while (slots_.size() < listed.count + listed.count / 2) slots_.resize(2 * slots_.size());
     pieces_.reserve(listed.count);
     for (std::int32_t id = 0; id < static_cast<std::int32_t>(listed.count); ++id) {
         std::size_t bytes = 0;
