@@ -279,7 +279,7 @@ def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers
     half = torch.randn(48, generator=chance)
     half[:outliers] *= 30
     x = torch.cat([half, -half])[torch.randperm(96, generator=chance)]
-    codes = torch.where(x > 0, 6, -6).to(torch.int8).repeat(1808, 1)  # 6 |x|, and 8 |x| by upper halves
+    codes = torch.where(x > 0, 7, -7).to(torch.int8).repeat(1808, 1)  # 7 |x|, and 8 |x| by upper halves
     codes[1800] = torch.where(x > 0, 15, 0)  # 7.5 |x|
     scales = torch.full((1808, 3, 1), 0.01, dtype=torch.float16)
     scales[1792:] = 0
@@ -355,6 +355,22 @@ def test_the_best_of_what_is_not_finite_is_no_number(kernels: str) -> None:
     assert found.products[1] == 0
     assert of_weights.products.isnan()
     assert of_weights.rows == 20
+
+
+@every_kernel
+def test_a_token_of_numbers_whose_bounds_no_float_holds_is_not_screened(kernels: str) -> None:
+    """By their upper halves all products would be minus infinity."""
+    chance = torch.Generator().manual_seed(0)
+    x = 1e36 * torch.randn(1, 64, generator=chance).sign()
+    codes = -torch.randint(100, 128, (8000, 64), generator=chance) * x.sign().int()
+    scales = torch.rand(8000, 2, 1, generator=chance).add(1).mul(0.005).half()
+    data = torch.cat([scales.view(torch.uint8), codes.to(torch.int8).view(torch.uint8).view(8000, 2, 32)], 2).flatten()
+    with using(tiles, kernels):
+        packed = tiles.pack(data, Q8_0, (8000, 64))
+        products, best, found = tiles.linear(x, packed), tiles.best(x, packed), tiles.largest(x[0], packed, 3)
+    assert products.isfinite().all()
+    assert best.rows == products.argmax()
+    assert torch.equal(found.products.topk(3).values, products[0].topk(3).values)
 
 
 def test_the_best_needs_tokens_as_wide_as_rows_and_a_row() -> None:
