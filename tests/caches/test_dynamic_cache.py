@@ -257,6 +257,18 @@ def test_no_legacy_tuple_is_an_empty_cache() -> None:
         assert DynamicCache.from_legacy_cache(nothing).get_seq_length() == 0
 
 
+@pytest.mark.parametrize(("rows", "heads", "size"), [(1, 1, 256), (2, 3, 128), (3, 64, 256), (1, 1, 1)])
+def test_what_is_held_stays_where_it_grows_past_what_is_moved_at_once(rows: int, heads: int, size: int) -> None:
+    """Also where one slot is more than that."""
+    cache, chance = DynamicCache(), torch.Generator().manual_seed(0)
+    parts = [torch.randn(rows, heads, count, size, generator=chance) for count in (300, 1, 80, 1, 90)]
+    for part in parts:
+        cache.update(part, -part, 0)
+    keys, values = cache[0]
+    assert torch.equal(keys, torch.cat(parts, 2))
+    assert torch.equal(values, -torch.cat(parts, 2))
+
+
 def test_packed_rows_without_a_cache_are_read_apart(tiny: ModuleType) -> None:
     model = tiny.model("gemma3", 4)
     ids, positions = tiny.words(1, 6), torch.tensor([[0, 1, 2, 0, 1, 2]])

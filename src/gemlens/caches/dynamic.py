@@ -11,7 +11,7 @@ from gemlens.errors import InputError
 from gemlens.spans import PlainSpan, Span, join
 
 _LEAST_ROOM = 64  # slots for tokens to come
-_COPIED = 2**15  # numbers at once: for more, torch wakes threads, which then are in the way of those of kernels
+_COPIED = 2**15  # numbers at once: for more, torch wakes threads on a CPU, which are in the way of those of kernels
 
 
 class Reserved(NamedTuple):
@@ -123,12 +123,17 @@ class DynamicLayer:
         moved = []
         for held in self._held:
             larger = held.new_empty(*held.shape[:2], room, held.shape[3])
-            step = max(1, _COPIED // max(1, held[:, :, 0].numel()))
-            for begin in range(0, length, step):
-                end = min(length, begin + step)
+            for begin, end in _stretches(held, length):
                 larger[:, :, begin:end] = held[:, :, self._first + begin : self._first + end]
             moved.append(larger)
         self._held, self._first, self._end = (moved[0], moved[1]), 0, length
+
+
+def _stretches(held: Tensor, length: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of slots to be copied at once, in order; see `_COPIED`. All where there are no such threads."""
+    each = held.shape[0] * held.shape[1] * held.shape[3]
+    step = _COPIED // each if held.device.type == "cpu" and 0 < each <= _COPIED else max(1, length)
+    return ((begin, min(length, begin + step)) for begin in range(0, length, step))
 
 
 class DynamicCache:
