@@ -278,3 +278,11 @@ def test_the_rule_broadcasts_over_any_shapes() -> None:
     key = torch.arange(7).unsqueeze(0), torch.arange(7).unsqueeze(0)
     assert sees(query, key, None).tolist() == [[True] * 6 + [False]]
     assert sees(query, key, 2).tolist() == [[False] * 4 + [True, True, False]]
+
+
+def test_plain_spans_that_follow_each_other_stay_plain_and_others_do_not() -> None:
+    whole, gap = (join([PlainSpan(0, 2, "cpu"), PlainSpan(start, 3, "cpu")]) for start in (2, 5))
+    assert whole.plain
+    assert whole.position.tolist() == whole.block.tolist() == [[0, 1, 2, 3, 4]]
+    assert not gap.plain
+    assert gap.position.tolist() == gap.block.tolist() == [[0, 1, 5, 6, 7]]
