@@ -43,17 +43,7 @@ class Span:
     plain: ClassVar[bool] = False  # known without looking at numbers; see PlainSpan
 
     def __init__(self, position: Tensor, block: Tensor, segment: Tensor | None = None) -> None:
-        self._position, self._block, self.segment = position, block, segment
-
-    @property
-    def position(self) -> Tensor:
-        """See above."""
-        return self._position
-
-    @property
-    def block(self) -> Tensor:
-        """See above."""
-        return self._block
+        self.position, self.block, self.segment = position, block, segment
 
     def __len__(self) -> int:
         return self.position.shape[1]
@@ -95,19 +85,15 @@ class PlainSpan(Span):
     def __init__(self, start: int, length: int, device: torch.device | str) -> None:
         self.start, self.length, self.device, self.segment = start, length, device, None
 
-    @property
-    def position(self) -> Tensor:
-        """[1, T]."""
-        return self._numbers
-
-    @property
-    def block(self) -> Tensor:
-        """[1, T]."""
-        return self._numbers
-
     @cached_property
-    def _numbers(self) -> Tensor:
+    def position(self) -> Tensor:  # type: ignore[override]  # made when it is asked for
+        """[1, T]."""
         return torch.arange(self.start, self.start + self.length, device=self.device).unsqueeze(0)
+
+    @property
+    def block(self) -> Tensor:  # type: ignore[override]
+        """[1, T]."""
+        return self.position
 
     def __len__(self) -> int:
         return self.length

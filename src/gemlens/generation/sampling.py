@@ -110,7 +110,7 @@ class Chooser:
     def __call__(self, input_ids: Tensor, logits: Logits) -> tuple[Tensor, Tensor]:
         """(ids [B, S] so far, logits [B, V]) -> the next ids [B] and the scores [B, V] they were chosen by.
 
-        Of the largest logits only, where `largest_needed` said so.
+        Where the best token of each row is all that came, both are of it: [B], and scores [B, 1].
 
         Raises:
             InputError: logits that are not finite, or no token is allowed.

@@ -56,7 +56,7 @@ struct Product {
     float* y;  // [tokens, rows]
 };
 
-// Tokens as they are, and in lines of eight bits: [lines, groups], or in panels where there are MANY; see `linear_panels`.
+// Tokens as they are, and in lines of eight bits: [lines, groups], or in panels; see `linear_panels`.
 class Tokens {
 public:
     Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels);
