@@ -132,7 +132,8 @@ def main() -> None:
                 hidden = fine.model(ids[None]).last_hidden_state
                 wrong += differing(fine.lm_head, hidden[0], fine.lm_head(hidden)[0])
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
-            print(f"row {number + 1} of {ROWS}", flush=True)
+            same = sum(map(int.__eq__, told["gemlens"][number][1], told["exact float32"][number][1]))
+            print(f"row {number + 1} of {ROWS}: {same} of {LENGTH - 1} first choices", flush=True)
     likeliest = {name: [token for _, tokens in each for token in tokens] for name, each in told.items()}
     mean = {name: sum(sum(losses) for losses, _ in each) / len(likeliest[name]) for name, each in told.items()}
     figures = {

@@ -130,6 +130,23 @@ def test_numbers_in_bits_are_off_by_half_a_step(bits: int, steps: int) -> None:
     assert 0.4 < away.max() < 0.502
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_number_of_a_group_that_stands_out_of_a_token_stays_as_it_is(bits: int) -> None:
+    """It makes the steps of others no coarser. Of equal ones it is the first; the root mean squares are about 6."""
+    x = torch.randn(3, 320, generator=torch.Generator().manual_seed(0))
+    x[:, 5], x[1, 40], x[2, 40], x[2, 50] = 100.1, 27.1, -40.1, 40.1
+    peaks = torch.zeros_like(x, dtype=torch.bool)
+    peaks[:, 5] = peaks[2, 40] = True
+    others = x.where(~peaks, 0)
+    got = reference.in_bits(x, bits)
+    assert torch.equal(got[peaks], x[peaks])
+    steps = {8: 127, 16: 127 * 254}[bits]
+    largest = others.view(3, 10, 32).abs().amax(-1).repeat_interleave(32, -1)
+    away = (got - x).abs() / largest * steps
+    assert away.max() < 0.502
+    assert away[~peaks].max() > 0.4
+
+
 def test_weights_that_cannot_be_made_blocks_are_a_sentence() -> None:
     with pytest.raises(InputError, match="can be made Q4_0 and Q8_0, not Q6_K"):
         reference.quantize(torch.zeros(2, 256), formats.Q6_K)

@@ -55,15 +55,18 @@ def use(monkeypatch: pytest.MonkeyPatch):
 @given(
     count=st.integers(0, 70), width=st.integers(1, 3), tokens=st.integers(0, 64), seed=st.integers(0, 2**32 - 1),
     threads=st.integers(1, 5), largest=st.sampled_from([0.0, 1e-30, 1.0, 1e30]), bits=st.sampled_from([8, 16]),
+    peaks=st.integers(0, 5),
 )  # fmt: skip
 def test_products_and_rows_are_those_of_the_specification(
     kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, threads: int, largest: float,
-    bits: int,
+    bits: int, peaks: int,
 ) -> None:  # fmt: skip
     width *= 1 if block_format.is_quantized else 37
     shape = (count, width * block_format.block_size)
     data = blocks(block_format, count * width, seed)
-    x = largest * torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(seed))
+    chance = torch.Generator().manual_seed(seed)
+    x = largest * torch.randn(tokens, shape[1], generator=chance)
+    x.scatter_(1, torch.randint(shape[1], (tokens, peaks), generator=chance), 100 * largest)
     with using(tiles, kernels, threads):
         packed = replace(tiles.pack(data, block_format, shape), bits=bits)
         got = tiles.linear(x, packed)
@@ -74,6 +77,20 @@ def test_products_and_rows_are_those_of_the_specification(
     wanted, most = seen @ weights.T.double(), seen.abs() @ weights.T.abs().double()
     assert got.shape == wanted.shape
     assert ((got - wanted).abs() <= 1e-6 * most + 1e-37).all()
+
+
+@pytest.mark.parametrize("kernels", KERNELS[:-1])
+@every_format
+def test_a_token_has_the_same_products_alone_and_beside_others(kernels: str, block_format: Format, use) -> None:
+    """To the last bit, with peaks and without."""
+    use(kernels)
+    width = 2 * max(256, block_format.block_size)
+    packed = tiles.pack(blocks(block_format, 40 * width // block_format.block_size, 0), block_format, (40, width))
+    x = torch.randn(33, width, generator=torch.Generator().manual_seed(0))
+    x[::2, ::100] *= 100
+    all_together = tiles.linear(x, packed)
+    for count in (1, 2, 5, 8):
+        assert torch.equal(tiles.linear(x[:count], packed), all_together[:count])
 
 
 @every_kernel
@@ -271,6 +288,27 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
 
 
 @every_kernel
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_screen_counts_what_lower_halves_add_to_a_peak(kernels: str, bits: int) -> None:
+    """It decides here, and 112 tiles before the row, which are computed first, say more than its upper half."""
+    x = torch.where(torch.arange(64) % 3 == 1, -0.1, 0.1)
+    x[40] = 100
+    codes = torch.zeros(1808, 64, dtype=torch.int8)
+    codes[:, 40] = 23  # 16 and 7
+    codes[1800, 40] = 31  # 16 and 15
+    scales = torch.full((1808, 2, 1), 0.01, dtype=torch.float16)
+    scales[1792:] = 0
+    scales[1800] = 0.0076
+    data = torch.cat([scales.view(torch.uint8), codes.view(torch.uint8).view(1808, 2, 32)], 2).flatten()
+    with using(tiles, kernels):
+        packed = replace(tiles.pack(data, Q8_0, (1808, 64)), bits=bits)
+        products = tiles.linear(x, packed)
+        found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
+    assert products.argmax() == best.rows == 1800
+    assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
+
+
+@every_kernel
 @pytest.mark.parametrize("outliers", [0, 2, 12])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers: int, seed: int) -> None:
@@ -299,11 +337,11 @@ def test_the_screen_keeps_a_row_whose_lower_halves_decide(kernels: str, outliers
 @given(
     count=st.integers(1, 6000), width=st.integers(1, 3), tokens=st.integers(0, 20), seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.0, 0.1, 1.0, 3e36]), ties=st.booleans(), screens=st.booleans(), threads=st.integers(1, 4),
-    bits=st.sampled_from([8, 16]),
+    bits=st.sampled_from([8, 16]), peaks=st.integers(0, 3),
 )  # fmt: skip
 def test_the_best_product_of_each_token_is_that_of_all(
     kernels: str, block_format: Format, count: int, width: int, tokens: int, seed: int, spread: float, ties: bool,
-    screens: bool, threads: int, bits: int,
+    screens: bool, threads: int, bits: int, peaks: int,
 ) -> None:  # fmt: skip
     """And its row the first that has it."""
     if block_format is not Q8_0:  # no screen, which is what asks for many rows and large numbers
@@ -314,6 +352,7 @@ def test_the_best_product_of_each_token_is_that_of_all(
         raw = data.view(count, -1)
         raw[count - count // 2 :] = raw[: count // 2].clone()
     x = torch.randn(tokens, shape[1], generator=chance) * spread
+    x.scatter_(1, torch.randint(shape[1], (tokens, peaks), generator=chance), 30 * spread)
     with using(tiles, kernels, threads):
         packed = replace(tiles.pack(data, block_format, shape), bits=bits)
         products = tiles.linear(x, packed)

@@ -29,6 +29,7 @@ WEIGHTS_PER_CHUNK = 2**20
 GROUP = 32  # activations that share a scale
 SMALLEST = 1e-36  # of numbers in eight bits: 127 divided by less is not finite
 _STEPS = 127  # from 0 to the largest of them
+_PEAK = 6.0  # times the root mean square of a token: what is larger stands out
 _BYTES = 4  # of the size of a step
 
 
@@ -150,12 +151,25 @@ def _anew(states: Tensor) -> Tensor:
 
 
 def in_bits(x: Tensor, bits: int) -> Tensor:
-    """Numbers [..., K] as kernels multiply them with blocks: in 8 bits, or 16, of which 8 are what the others leave."""
-    kept = in_bytes(x)
+    """Numbers [..., K] as kernels multiply them with blocks: in 8 bits, or 16, of which 8 are what the others leave.
+
+    Those that stand out, at most one of each 32, stay as they are, and so make the steps of others no coarser.
+    """
+    peaks = _peaks(x)
+    others = x.float().where(~peaks, 0)
+    kept = in_bytes(others)
     if bits == 8:
-        return from_bytes(kept)
-    left = x.float() - from_bytes(kept, torch.float64)
-    return from_bytes(kept) + from_bytes(in_bytes(left))
+        return x.float().where(peaks, from_bytes(kept))
+    left = others - from_bytes(kept, torch.float64)
+    return x.float().where(peaks, from_bytes(kept) + from_bytes(in_bytes(left)))
+
+
+def _peaks(x: Tensor) -> Tensor:
+    """Which of x [..., K] stand out: of 32 the largest, of equal ones the first, if beyond _PEAK times K's rms."""
+    sizes = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+    least = _PEAK * sizes.square().mean((-1, -2), keepdim=True).sqrt().clamp(min=SMALLEST)
+    largest = sizes == sizes.amax(-1, keepdim=True)
+    return (largest & (largest.cumsum(-1) == 1) & (sizes > least)).flatten(-2)
 
 
 def linear(x: Tensor, data: Tensor, block_format: Format, shape: tuple[int, int], bits: int) -> Tensor:

@@ -100,7 +100,8 @@ def pack(data: Tensor, block_format: Format, shape: tuple[int, int], room: Room 
 def linear(x: Tensor, tiles: Tiles) -> Tensor:
     """x W^T [..., N], in x's dtype: x [..., K] in `tiles.bits`, 32 numbers to a scale; sums in float32.
 
-    With weights that are numbers, F16 and BF16, x is as it is.
+    The largest of 32 stays as it is where it stands out of all K; see `in_bits` in reference.py. With weights that are
+    numbers, F16 and BF16, x is as it is.
 
     Raises:
         InputError: x is not [..., K].

@@ -6,13 +6,17 @@
 
 namespace gemlens {
 
-// 32 numbers of a token in eight bits: number i is about scale * codes[i].
+// 32 numbers of a token in eight bits: number i is about scale * codes[i]. If the largest stands out of the token it is a peak:
+// its code is 0, and it stays as it is, so that the others have steps of their own size.
 struct Group {
     std::int8_t codes[32];
     float scale;
     float total;  // minus the sum of these numbers
     std::int32_t less[2];  // of sums of codes, as an instruction set wants it: in most minus that of each half
+    float peak;  // 0 where there is none
+    std::int32_t next;  // of the token's peaks that are not in front of this group, the first: a number of it, or -1
 };
+constexpr double PEAK = 6.0;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
 
 struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <mutex>
+#include <numeric>
 
 namespace gemlens {
 namespace {
@@ -52,21 +53,24 @@ Rest rest_of(const Group& x) {
 //
 // Where a token is two lines, their products are added, and so are the most that these can be.
 //
-// Rounding: a product is a sum of G terms, of all lines, computed with at most G + 2 roundings of 2^-24 of the terms' sizes; in
-// `screen` a term is added in two parts, which makes at most 2 G + 4. A term is at most 128 sqrt(32) |x|, and |r| at least
-// 0.5 sqrt(32), so that what is larger by 3 (G + 2) 2^-24 256 holds both.
+// A peak is a group of its own, whose r is at most 7.5.
+//
+// Rounding: a product is a sum of G terms, of all groups and peaks of all lines, computed with at most G + 2 roundings of 2^-24
+// of the terms' sizes; in `screen` a term is added in two parts, which makes at most 2 G + 4. A term is at most 128 sqrt(32) |x|,
+// and |r| at least 0.5 sqrt(32), so that what is larger by 3 (G + 2) 2^-24 256 holds both.
 class Screen {
 public:
     Screen(const Matrix& matrix, const Tokens& x) : matrix_(matrix), x_(x) {
-        const std::int64_t groups = x.lines() * matrix.blocks, terms = matrix.parts * matrix.blocks;
+        const std::int64_t groups = x.lines() * matrix.blocks, terms = 2 * matrix.parts * matrix.blocks;  // with as many peaks
         const float slack = 1.0f + 4.6e-5f * static_cast<float>(terms + 2);
         reaches_.reserve(static_cast<std::size_t>(groups));
         std::transform(x.groups(), x.groups() + groups, std::back_inserter(reaches_), [slack](const Group& group) {
             const Rest rest = rest_of(group);
             const float size = group.scale * slack;
+            const int sum = std::accumulate(group.codes, group.codes + 32, 0);
             // upper halves are h + 8, and 16 (h + 8) - (128 - 7.5) = 16 h + 7.5
-            return Reach{16.0f * group.scale, (128.0f - 7.5f) * group.total, rest.alone * size,
-                         rest.others * size * kernels().screen_step};
+            return Reach{16.0f * group.scale, -(128.0f - 7.5f) * group.scale * static_cast<float>(sum),
+                         rest.alone * size + 7.5f * std::fabs(group.peak) * slack, rest.others * size * kernels().screen_step};
         });
     }
 
@@ -85,7 +89,8 @@ private:
 
 // Whether all numbers are, and so small that nothing which is made of them on the way is more than a float holds.
 bool can_screen(const Tokens& x, std::int64_t blocks) {
-    return std::all_of(x.groups(), x.groups() + x.lines() * blocks, [](const Group& group) { return group.scale < 1e30f; });
+    return std::all_of(x.groups(), x.groups() + x.lines() * blocks,
+                       [](const Group& group) { return group.scale < 1e30f && std::fabs(group.peak) < 1e30f; });
 }
 
 void take(Best& best, float product, std::int64_t row) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "look.hpp"
@@ -26,6 +27,10 @@ struct Place {
         : tile(tiles + number * blocks * Tile::TILE),
           rest(tiles + ((rows + ROWS - 1) / ROWS * Tile::TILE + number * Tile::REST) * blocks) {}
 };
+
+// What stands for zero among the codes of a tile; `ZERO` is 0 where an instruction set takes it away by itself.
+template <class Tile>
+constexpr int OWN_ZERO = Tile::MOST == 255 ? 128 : Tile::ZERO;
 
 template <class Use>
 auto with_tile(int format, Use use) {
@@ -82,28 +87,57 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
                 for (int half = 0; half < 2; ++half) Simd::store(scales[half], Tile::scale(tile_at, group, half));
                 if constexpr (Tile::HAS_OFFSET) Simd::store(offsets, Tile::offset(tile_at, group));
                 for (int i = 0; i < GROUP; ++i) {
-                    const int code = bytes[quad_of(i)][byte_of(lane, i)] - (Tile::MOST == 255 ? 128 : Tile::ZERO);
+                    const int code = bytes[quad_of(i)][byte_of(lane, i)] - OWN_ZERO<Tile>;
                     *weights++ = scales[i / 16][lane] * static_cast<float>(code) - offsets[lane];
                 }
             }
     });
 }
 
-void put_group(const float* numbers, Group& group) {
-    const Steps steps = steps_of(numbers, GROUP);
+void put_group(const float* numbers, float largest, Group& group) {
+    const Steps steps = steps_to(largest);
     const std::int32_t less = Simd::put_codes(numbers, steps.factor, group);
     group.scale = steps.scale;
-    group.total = group.scale * static_cast<float>(less);
+    group.total = group.scale * static_cast<float>(less) - group.peak;
+}
+
+// Takes from a group its peak, which has that size, and gives its place.
+int take_peak(float* numbers, float size, Group& group) {
+    float* const place = std::find_if(numbers, numbers + GROUP, [size](float number) { return std::fabs(number) == size; });
+    group.peak = std::exchange(*place, 0.0f);
+    return static_cast<int>(place - numbers);
+}
+
+// What a peak of a token is larger than; infinite or NaN where one of its numbers is.
+double size_of_peaks(const float* numbers, std::int64_t count) {
+    double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+    for (std::int64_t i = 0; i < count; ++i) squares += static_cast<double>(numbers[i]) * static_cast<double>(numbers[i]);
+    return std::max(PEAK * std::sqrt(squares / static_cast<double>(count)), static_cast<double>(SMALLEST));
 }
 
 void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized) {
-    for (std::int64_t g = 0; g < groups; ++g, numbers += GROUP) {
+    const double least = size_of_peaks(numbers, groups * GROUP);
+    std::int32_t next = -1;
+    for (std::int64_t g = groups; g-- > 0;) {
+        const float* own = numbers + g * GROUP;
+        float largest = largest_of(own, GROUP), left[GROUP];
         Group& group = quantized[g * stride];
-        put_group(numbers, group);
+        group.peak = 0.0f;
+        if (static_cast<double>(largest) > least) {
+            std::copy_n(own, GROUP, left);
+            next = static_cast<std::int32_t>(g * GROUP) + take_peak(left, largest, group);
+            own = left;
+            largest = largest_of(left, GROUP);
+        }
+        group.next = next;
+        put_group(own, largest, group);
         if (rest == 0) continue;
-        float left[GROUP];
-        for (int i = 0; i < GROUP; ++i) left[i] = std::fma(-group.scale, static_cast<float>(group.codes[i]), numbers[i]);
-        put_group(left, quantized[g * stride + rest]);
+        for (int i = 0; i < GROUP; ++i) left[i] = std::fma(-group.scale, static_cast<float>(group.codes[i]), own[i]);
+        Group& second = quantized[g * stride + rest];
+        second.peak = 0.0f;
+        second.next = -1;
+        put_group(left, largest_of(left, GROUP), second);
     }
 }
 
@@ -140,6 +174,27 @@ void add_products(Quad quad, const Scales<Tile>& scales, const Group* x, std::in
     }
 }
 
+// What becomes of results when use(group, place in it, peak, results) has been called for all peaks of a line, whose groups are
+// `stride` apart.
+template <class Use>
+Simd::Floats over_peaks(const Group* x, std::int64_t groups, std::int64_t stride, Simd::Floats results, Use use) {
+    for (std::int64_t g = 0; g < groups && x[g * stride].next >= 0; ++g) {
+        const std::int32_t number = x[g * stride].next;
+        g = number / GROUP;
+        results = use(g, number % GROUP, Simd::all(x[g * stride].peak), results);
+    }
+    return results;
+}
+
+// Results and the products of 16 rows with a peak, number i of its group; `codes` are those of its quad.
+template <class Tile>
+Simd::Floats with_peak(int i, Simd::Floats peak, const typename Tile::Codes& codes, const Scales<Tile>& scales,
+                       Simd::Floats results) {
+    auto steps = Simd::column(codes, i % 4);
+    if constexpr (OWN_ZERO<Tile> > 0) steps = Simd::plus(steps, Simd::all(-OWN_ZERO<Tile>));
+    return Simd::multiply_add(Simd::multiply(scales.halves[Tile::SPLIT ? i / (GROUP / 2) : 0], peak), steps, results);
+}
+
 // Puts the products of `count` lines with the rows of a tile, 16 or the last `width`, to y[token * next].
 void put_products(const Simd::Floats* results, int count, int parts, std::int64_t width, float* y, std::int64_t next) {
     for (; count > 0; y += next, results += parts, count -= parts) {
@@ -165,6 +220,8 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int
                float* y, std::int64_t next) {
     constexpr int EACH = Tile::BLOCK / GROUP, OWN = AHEAD / (Tile::REST > 0 ? 2 : 1);
     const std::int64_t groups = blocks * EACH;
+    const auto first = at;
+    const Group* const begin = x;
     Simd::Floats results[COUNT];
     for (auto& result : results) result = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, at.tile += Tile::TILE, at.rest += Tile::REST) {
@@ -183,6 +240,12 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int
             }
         }
     }
+    for (int t = 0; t < COUNT; ++t)
+        results[t] = over_peaks(begin + t * groups, groups, 1, results[t], [=](auto g, int i, auto peak, auto result) {
+            const std::uint8_t *tile = first.tile + g / EACH * Tile::TILE, *rest = first.rest + g / EACH * Tile::REST;
+            const int own = static_cast<int>(g % EACH);
+            return with_peak<Tile>(i, peak, Tile::codes(tile, rest, own, quad_of(i)), Scales<Tile>(tile, own), result);
+        });
     put_products(results, COUNT, parts, width, y, next);
 }
 
@@ -222,6 +285,7 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
         };
         thread_local std::vector<Weights> unpacked;
         unpacked.resize(static_cast<std::size_t>(groups));
+        const Weights* const all = unpacked.data();
         for (std::int64_t begin = 0; begin < panels; begin += stretch)
             for (std::int64_t number = first; number < last; ++number) {
                 auto [tile, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, number);
@@ -239,6 +303,11 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
                         add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
+                    const auto use = [=](auto g, int i, auto peak, auto result) {
+                        return with_peak<Tile>(i, peak, all[g].codes[quad_of(i)], all[g].scales, result);
+                    };
+                    for (int t = 0; t < count; ++t)
+                        results[t] = over_peaks(x + panel * groups * PANEL + t, groups, PANEL, results[t], use);
                     float* const own_y = y + panel * PANEL / parts * next + (number - first) * ROWS;
                     put_products(results, count, parts, rows - number * ROWS, own_y, next);
                 }
@@ -272,6 +341,13 @@ void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, c
             sums[t] = Simd::multiply_add(Simd::absolute(scale), reach, sums[t]);
         }
     }
+    for (int t = 0; t < COUNT; ++t)
+        sums[t] = over_peaks(x + (t - 1) * blocks, blocks, 1, sums[t], [=](auto g, int i, auto peak, auto sum) {
+            const std::uint8_t* own = tile + (g - blocks) * TileQ8_0::TILE;
+            const auto upper = Simd::column(TileQ8_0::upper(own, quad_of(i)), i % 4);
+            const auto known = Simd::multiply_add(upper, Simd::all(16.0f), Simd::all(7.5f - 128.0f));
+            return Simd::multiply_add(Simd::multiply(TileQ8_0::scale(own, 0, 0), peak), known, sum);
+        });
     for (const Simd::Floats* sum = sums; sum < sums + COUNT; sum += parts, most += next) {
         float all[ROWS];
         Simd::store(all, parts == 2 ? Simd::plus(sum[0], sum[1]) : sum[0]);

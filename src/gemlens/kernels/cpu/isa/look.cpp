@@ -127,7 +127,7 @@ void to_bytes(const float* numbers, std::int64_t count, std::int8_t* bytes) {
     std::int8_t* end = bytes + count;
     for (std::int64_t i = 0; i < count; i += BYTES, end += sizeof(float)) {
         const std::int64_t some = std::min(BYTES, count - i);
-        const Steps steps = steps_of(numbers + i, some);
+        const Steps steps = steps_to(largest_of(numbers + i, some));
         for (std::int64_t j = i; j < i + some; ++j) bytes[j] = static_cast<std::int8_t>(whole_of(steps.factor * numbers[j]));
         std::memcpy(end, &steps.scale, sizeof steps.scale);
     }

@@ -34,13 +34,8 @@ inline float exp_of(float number) {
     return number == number ? sum * power : number;
 }
 
-// How numbers become bytes: times `factor` they are steps of `scale`, of which the largest has 127. What is not finite makes
-// all of them 0 and the scale NaN.
-struct Steps {
-    float factor, scale;
-};
-inline Steps steps_of(const float* numbers, std::int64_t count) {
-    // Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
+// Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
+inline float largest_of(const float* numbers, std::int64_t count) {
     std::uint32_t most = 0;
     for (std::int64_t i = 0; i < count; ++i) {
         std::uint32_t bits;
@@ -49,7 +44,16 @@ inline Steps steps_of(const float* numbers, std::int64_t count) {
     }
     float largest;
     std::memcpy(&largest, &most, sizeof largest);
-    if (most >= 0x7f800000u) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
+    return largest;
+}
+
+// How numbers become bytes: times `factor` they are steps of `scale`, of which the largest has 127. What is not finite makes
+// all of them 0 and the scale NaN.
+struct Steps {
+    float factor, scale;
+};
+inline Steps steps_to(float largest) {
+    if (!(largest <= std::numeric_limits<float>::max())) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
     return {largest >= SMALLEST ? 127.0f / largest : 0.0f, largest / 127.0f};
 }
 

@@ -22,12 +22,16 @@ struct Simd {
     static Codes load(const std::uint8_t* bytes) {
         return both<Codes>([&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes) + i); });
     }
-    static Codes low(Codes bytes) {
-        return both<Codes>([&](int i) { return _mm256_and_si256(bytes.part[i], _mm256_set1_epi8(15)); });
+    static Codes nibbles(Codes bytes, int shift) {
+        return both<Codes>([&](int i) { return _mm256_and_si256(_mm256_srli_epi16(bytes.part[i], shift), _mm256_set1_epi8(15)); });
     }
-    static Codes high(Codes bytes) {
-        return low(both<Codes>([&](int i) { return _mm256_srli_epi16(bytes.part[i], 4); }));
+    static Floats column(const Codes& codes, int i) {
+        alignas(16) static constexpr std::int32_t FROM[4][4] = {{-256, -252, -248, -244}, {-255, -251, -247, -243},
+                                                                {-254, -250, -246, -242}, {-253, -249, -245, -241}};
+        const __m256i from = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(FROM[i])));
+        return both<Floats>([&](int n) { return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(codes.part[n], from)); });
     }
+    static Floats column(const Wide& codes, int i) { return multiply_add(column(codes.high, i), all(16.0f), column(codes.low, i)); }
     static Codes add_where(Codes codes, const std::uint8_t* bits) {
         const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
                                                 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);

@@ -15,8 +15,12 @@ struct Simd {
     using Floats = __m512;
 
     static Codes load(const std::uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
-    static Codes low(Codes bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
-    static Codes high(Codes bytes) { return low(_mm512_srli_epi16(bytes, 4)); }
+    static Codes nibbles(Codes bytes, int shift) {
+        return _mm512_and_si512(_mm512_srli_epi16(bytes, static_cast<unsigned>(shift)), _mm512_set1_epi8(15));
+    }
+    static Floats column(Codes codes, int i) {
+        return real(_mm512_dpbusd_epi32(ints(0), codes, ints(1 << (8 * i))));
+    }
     static Codes add_where(Codes codes, const std::uint8_t* bits) {  // 16, where a bit is set
         std::uint64_t mask;
         std::memcpy(&mask, bits, sizeof mask);

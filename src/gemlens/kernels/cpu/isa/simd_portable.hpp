@@ -17,13 +17,15 @@ struct Simd {
         std::memcpy(codes.at, bytes, sizeof codes.at);
         return codes;
     }
-    static Codes low(Codes bytes) {
-        for (auto& byte : bytes.at) byte &= 15;
+    static Codes nibbles(Codes bytes, int shift) {
+        for (auto& byte : bytes.at) byte = byte >> shift & 15;
         return bytes;
     }
-    static Codes high(Codes bytes) {
-        for (auto& byte : bytes.at) byte >>= 4;
-        return bytes;
+    template <class Any>
+    static Floats column(const Any& codes, int i) {
+        Floats values;
+        for (int row = 0; row < ROWS; ++row) values.at[row] = codes.at[4 * row + i];
+        return values;
     }
     static Codes add_where(Codes codes, const std::uint8_t* bits) {
         for (int i = 0; i < 64; ++i) codes.at[i] += ((bits[i / 8] >> (i % 8)) & 1) << 4;

@@ -62,8 +62,7 @@ inline void put_bytes(std::uint8_t* nibbles, int row, const std::uint8_t* bytes)
 }
 
 inline Simd::Codes nibbles_of(const std::uint8_t* nibbles, int quad) {
-    const auto bytes = Simd::load(nibbles + 64 * (quad % 4));
-    return quad < 4 ? Simd::low(bytes) : Simd::high(bytes);
+    return Simd::nibbles(Simd::load(nibbles + 64 * (quad % 4)), quad / 4 * 4);
 }
 
 // The six-bit steps and offsets of the eight groups of a Q4_K or Q5_K block; see kernels/reference.py.
