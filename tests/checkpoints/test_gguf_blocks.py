@@ -34,6 +34,14 @@ def file(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path: Path) -> Pa
     return path
 
 
+class RoundedCache(gemlens.DynamicCache):
+    """Rounds what it keeps as native layers do, which otherwise moves numbers over the edges between steps."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *others: object, **said: object):
+        kept = (states.bfloat16().to(states.dtype) for states in (key_states, value_states))
+        return super().update(*kept, *others, **said)
+
+
 def load(file: Path, **said: object) -> gemlens.Gemma3ForCausalLM:
     said = {"query_pre_attn_scalar": 8, **said}
     return gemlens.Gemma3ForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **said)
@@ -148,10 +156,7 @@ def test_where_a_screen_finds_nothing_the_best_of_the_next_tokens_is_of_all(monk
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path, bits: int) -> None:
-    """And give what the layers that they replaced give, also with a mask and several tokens at once.
-
-    What is cached is rounded, and where a number lies between two steps of eight bits, it then may have another.
-    """
+    """And give what the layers that they replaced give, also with a mask and several tokens at once."""
     model = load(file, quantize="stored", activation_bits=bits)
     fused = [layer for layer in model.model.layers if isinstance(layer, FusedLayer)]
     assert len(fused) == (0 if machine().native is None else len(model.model.layers))
@@ -163,11 +168,10 @@ def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path, 
         said.append(model(ids[:, 6:], attention_mask=mask, past_key_values=said[0].past_key_values))
         for place, layer in enumerate(fused):
             model.model.layers[place] = layer.layer
-        plain = model(ids, attention_mask=mask).logits
+        plain = model(ids, attention_mask=mask, past_key_values=RoundedCache(config=model.config)).logits
     joined = torch.cat([part.logits for part in said], 1)
-    away = (joined - plain)[mask == 1].abs() / plain.abs().max()
-    assert away.max() < (4e-3 if bits == 8 else 3e-4), away.max()
-    assert away.mean() < (5e-4 if bits == 8 else 5e-5), away.mean()
+    most = {8: 2e-3, 16: 1e-4}[bits]
+    assert torch.allclose(joined[mask == 1], plain[mask == 1], atol=most * float(plain.abs().max()))
 
 
 @pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
