@@ -90,8 +90,8 @@ def pack(data: Tensor, block_format: Format, shape: tuple[int, int], room: Room 
     if native is None:
         return Tiles(data, block_format, shape)
     rows, blocks = shape[0], shape[1] // block_format.block_size
-    _, _, tile_bytes = native.layout(block_format.type_id)
-    size = math.ceil(rows / 16) * blocks * tile_bytes
+    tile_bytes, last_bytes = native.layout(block_format.type_id)
+    size = math.ceil(rows / 16) * blocks * tile_bytes + last_bytes
     tiles = torch.empty(size, dtype=torch.uint8) if room is None else room.take(size)
     native.pack(block_format.type_id, data.data_ptr(), rows, blocks, tiles.data_ptr())
     return Tiles(tiles, block_format, shape)

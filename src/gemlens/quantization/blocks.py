@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from gemlens.errors import InputError
 from gemlens.kernels.formats import Q8_0, Format
 from gemlens.kernels.tiles import FORMATS, Best, Largest, Room, Tiles, best, largest, linear, pack, rows
+from gemlens.models.decoder import Layers
 from gemlens.models.layers import ScaledEmbedding, rounded
 from gemlens.models.outputs import Logits
 from gemlens.models.swap import swap
 
+_BITS_OF_END = 16  # of activations behind what all tokens pass
 _UNSCREENED = 31  # tokens after one whose screen was in vain
 
 
@@ -136,7 +138,7 @@ def replace(
         model: on the meta device.
         formats: of weights, by their names.
         dtype: of activations.
-        bits: of activations where they are multiplied with blocks, 8 or 16.
+        bits: of activations where they are multiplied with blocks, 8 or 16; in the end they have 16, see `_end`.
 
     Returns:
         Name of a weight -> what makes of its blocks the tensor that the leaf keeps.
@@ -145,6 +147,7 @@ def replace(
         InputError: a weight is in a format that no kernel computes in, or of another kind of layer.
     """
     leaves: dict[str, BlockLinear | BlockEmbedding] = {}
+    end = _end(model)
     for weight, block_format in _with_twins(model, formats).items():
         name = weight.removesuffix(".weight")
         layer = model.get_submodule(name)
@@ -155,7 +158,7 @@ def replace(
                 "without quantize."
             )
         if isinstance(layer, nn.Linear):
-            leaves[name] = BlockLinear(layer, block_format, bits)
+            leaves[name] = BlockLinear(layer, block_format, _BITS_OF_END if name.startswith(end) else bits)
         elif isinstance(layer, nn.Embedding):
             leaves[name] = BlockEmbedding(layer, block_format, dtype)
         else:
@@ -163,6 +166,15 @@ def replace(
     swap(model, lambda name, _: leaves.get(name))
     room = Room()
     return {f"{name}.weight": partial(leaf.keep, room=room) for name, leaf in leaves.items()}
+
+
+def _end(model: nn.Module) -> tuple[str, ...]:
+    """How names begin of what only tokens with logits pass: the decoder's last layer and the head.
+
+    A prompt hardly pays for a second line of activations there, and a screen of the head reads the first alone.
+    """
+    decoders = (f"{name}.{len(layers) - 1}." for name, layers in model.named_modules() if isinstance(layers, Layers))
+    return *decoders, "lm_head"
 
 
 def _with_twins(model: nn.Module, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -91,10 +92,14 @@ const Mixer& coarse_mixer() {
 }
 
 Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels)
-    : numbers(numbers), count(count), width_(width), parts_(parts), panel_(in_panels ? PANEL : 1),
-      groups_((lines() + panel_ - 1) / panel_ * panel_ * (width / 32)) {
+    : numbers(numbers), count(count), width_(width), parts_(parts), panel_(in_panels ? PANEL : 1) {
+    const std::int64_t panels = (lines() + panel_ - 1) / panel_, groups = width / 32;
+    groups_ = Room<Group>(panels * panel_ * groups);
+    if (in_panels) columns_ = Room<Column>(panels * columns_of(groups));
+    Group nothing{};
+    nothing.next = -1;
     for (std::int64_t line = lines(); line % panel_; ++line)  // of the last panel, which nobody reads the products of
-        for (std::int64_t g = 0; g < width / 32; ++g) place_of(line)[g * panel_] = Group{};
+        for (std::int64_t g = 0; g < groups; ++g) place_of(line)[g * panel_] = nothing;
 }
 
 Group* Tokens::place_of(std::int64_t line) const {
@@ -104,6 +109,29 @@ Group* Tokens::place_of(std::int64_t line) const {
 void Tokens::quantize(std::int64_t token) const {
     Group *own = place_of(token * parts_), *last = place_of(token * parts_ + parts_ - 1);
     chosen->quantize(numbers + token * width_, width_ / 32, panel_, last - own, own);
+}
+
+void Tokens::gather(std::int64_t first) const {
+    if (!in_panels()) return;
+    constexpr std::int32_t NONE = std::numeric_limits<std::int32_t>::max();
+    const std::int64_t groups = width_ / 32;
+    const Group* const panel = place_of(first * parts_);
+    std::int32_t numbers[PANEL];  // of the next peak of each line
+    const auto look = [&](int line, std::int64_t g) {
+        numbers[line] = g < groups && panel[g * PANEL + line].next >= 0 ? panel[g * PANEL + line].next : NONE;
+    };
+    for (int line = 0; line < PANEL; ++line) look(line, 0);
+    Column* column = columns_.data() + first * parts_ / PANEL * columns_of(groups);
+    for (;; ++column) {
+        const std::int32_t number = *std::min_element(numbers, numbers + PANEL);
+        *column = Column{number < NONE ? number : -1, {}};
+        if (number == NONE) return;
+        for (int line = 0; line < PANEL; ++line)
+            if (numbers[line] == number) {
+                column->peaks[line] = panel[number / 32 * PANEL + line].peak;
+                look(line, number / 32 + 1);
+            }
+    }
 }
 
 void multiply(std::initializer_list<Product> products, const Tokens& x) {
@@ -123,11 +151,12 @@ void multiply(std::initializer_list<Product> products, const Tokens& x) {
 
 void multiply(const Matrix& matrix, std::int64_t first, std::int64_t last, const Tokens& x, float* y, std::int64_t next) {
     const auto& [format, tiles, rows, blocks, parts] = matrix;
-    const auto linear = x.in_panels() ? chosen->linear_panels : chosen->linear;
     if (matrix.has_numbers())
         chosen->linear_numbers(format, tiles, rows, blocks, first, last, x.numbers, x.count, y, next);
+    else if (x.in_panels())
+        chosen->linear_panels(format, tiles, rows, blocks, first, last, x.groups(), x.columns(), x.lines(), parts, y, next);
     else
-        linear(format, tiles, rows, blocks, first, last, x.groups(), x.lines(), parts, y, next);
+        chosen->linear(format, tiles, rows, blocks, first, last, x.groups(), x.lines(), parts, y, next);
 }
 
 }  // namespace gemlens

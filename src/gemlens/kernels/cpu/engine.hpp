@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -49,6 +50,11 @@ struct Matrix {
     bool has_numbers() const { return kernels().layout(format).block == 1; }
     std::int64_t width() const { return blocks * kernels().layout(format).block; }
     std::int64_t tile_rows() const { return (rows + 15) / 16; }
+    float largest_row() const {  // its size; of Q8_0
+        float size;
+        std::memcpy(&size, tiles + tile_rows() * blocks * kernels().layout(format).tile, sizeof size);
+        return size;
+    }
 };
 
 struct Product {
@@ -61,13 +67,17 @@ class Tokens {
 public:
     Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels);
 
+    // Tokens from `first` on, as many as a panel has; they are alone in it.
+    std::int64_t together() const { return std::max<std::int64_t>(1, panel_ / parts_); }
     void quantize(std::int64_t token) const;
+    void gather(std::int64_t first) const;  // their peaks, after all
 
     const float* numbers;
     std::int64_t count;
     std::int64_t lines() const { return count * parts_; }
     bool in_panels() const { return panel_ > 1; }
     const Group* groups() const { return groups_.data(); }
+    const Column* columns() const { return columns_.data(); }
 
 private:
     Group* place_of(std::int64_t line) const;
@@ -76,6 +86,7 @@ private:
     int parts_;
     std::int64_t panel_;
     Room<Group> groups_;
+    Room<Column> columns_;
 };
 constexpr std::int64_t MANY = 16;
 
@@ -84,11 +95,13 @@ constexpr std::int64_t MANY = 16;
 template <class Each>
 Tokens quantized(const Matrix& like, const float* x, std::int64_t tokens, Each make, std::int64_t many = MANY) {
     Tokens found(x, tokens, like.width(), like.parts, tokens >= many);
-    spread(tokens, 8, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t) {
+    const std::int64_t each = found.together();
+    spread((tokens + each - 1) / each, 8 / each, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first * each; t < std::min(tokens, last * each); ++t) {
             make(t);
             found.quantize(t);
         }
+        for (; first < last; ++first) found.gather(first * each);
     });
     return found;
 }

@@ -16,10 +16,19 @@ struct Group {
     float peak;  // 0 where there is none
     std::int32_t next;  // of the token's peaks that are not in front of this group, the first: a number of it, or -1
 };
-constexpr double PEAK = 6.0;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
+constexpr double PEAK = 4.0;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
+
+constexpr int PANEL = 8;  // lines whose groups lie side by side where there are many
+// Of the lines of a panel, those peaks that are the same number of a token; 0 where it is none.
+struct Column {
+    std::int32_t number;  // -1 behind the last
+    float peaks[PANEL];
+};
+inline std::int64_t columns_of(std::int64_t groups) { return groups * PANEL + 1; }  // of a panel, at most
 
 struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them
+    int last;  // bytes behind all tiles: a float where rows can be screened, the size of the largest
 };
 
 // How numbers of keys and values are kept: as float, bfloat16, or bytes. After the bytes of a head come floats, by each of
@@ -51,9 +60,10 @@ struct Reach {
 struct Kernels {
     const char* name;
     Layout (*layout)(int format);  // block 0 for a format that is not known
-    // rows [rows, blocks * bytes] of a file -> tiles; rows from `first` tile to before `last`
-    void (*pack)(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                 std::int64_t last, std::uint8_t* tiles);
+    // rows [rows, blocks * bytes] of a file -> tiles; rows from `first` tile to before `last`. Gives the size of the largest of
+    // these rows, where they can be screened
+    float (*pack)(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
+                  std::int64_t last, std::uint8_t* tiles);
     // row `row` of tiles -> weights [blocks * block]
     void (*row)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t row,
                 float* weights);
@@ -64,10 +74,11 @@ struct Kernels {
     // first of these; `parts` lines of x, one after the other, are a token, whose products are the sum of theirs
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
                    std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next);
-    // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
+    // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL], and
+    // peaks of panel p are columns[p * columns_of(G)] and those that follow, in the order of their numbers
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
-                          std::int64_t first, std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y,
-                          std::int64_t next);
+                          std::int64_t first, std::int64_t last, const Group* x, const Column* columns, std::int64_t lines,
+                          int parts, float* y, std::int64_t next);
     // the same with weights that are numbers, F16 or BF16, and tokens as they are; `width` of them to a row
     void (*linear_numbers)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t width,
                            std::int64_t first, std::int64_t last, const float* x, std::int64_t tokens, float* y,
@@ -89,15 +100,14 @@ struct Kernels {
     // numbers in bytes, and behind them the floats by which these are multiplied
     void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
     // what the products of tokens with the rows of each tile of Q8_0 from `first` to before `last` are at most, to
-    // most[t * next + tile]; x and reaches [lines, blocks]
+    // most[t * next + tile]; the first line of token t is at x[t * stride], and reaches are [tokens, blocks]
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-                   const Reach* reaches, std::int64_t lines, int parts, float* most, std::int64_t next);
+                   std::int64_t stride, const Reach* reaches, std::int64_t tokens, float* most, std::int64_t next);
     float screen_step;  // of a tile's sizes
-    std::int64_t screened;  // of how many tokens at once a screen takes less time than all products
+    std::int64_t screened;  // of how many tokens of one line at once a screen takes less time than all products
 };
 
 constexpr std::int64_t LOOK = 128;
-constexpr int PANEL = 8;  // lines whose groups lie side by side where there are many
 
 // Positions, blocks and segments of tokens, as gemlens.spans has them: row r's are at + r * row. No segments: at is null.
 struct Sight {

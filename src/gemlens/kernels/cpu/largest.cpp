@@ -51,7 +51,8 @@ Rest rest_of(const Group& x) {
 
 // What the products of tokens with the rows of tiles can be at most, found without the lower halves of codes.
 //
-// Where a token is two lines, their products are added, and so are the most that these can be.
+// Where a token is two lines, upper halves meet the first alone. The second is what that leaves, less than a step of each
+// number: its product with a row is at most its size times that of the largest row, by Cauchy and Schwarz.
 //
 // A peak is a group of its own, whose r is at most 7.5.
 //
@@ -60,31 +61,51 @@ Rest rest_of(const Group& x) {
 // and |r| at least 0.5 sqrt(32), so that what is larger by 3 (G + 2) 2^-24 256 holds both.
 class Screen {
 public:
-    Screen(const Matrix& matrix, const Tokens& x) : matrix_(matrix), x_(x) {
-        const std::int64_t groups = x.lines() * matrix.blocks, terms = 2 * matrix.parts * matrix.blocks;  // with as many peaks
-        const float slack = 1.0f + 4.6e-5f * static_cast<float>(terms + 2);
-        reaches_.reserve(static_cast<std::size_t>(groups));
-        std::transform(x.groups(), x.groups() + groups, std::back_inserter(reaches_), [slack](const Group& group) {
-            const Rest rest = rest_of(group);
-            const float size = group.scale * slack;
-            const int sum = std::accumulate(group.codes, group.codes + 32, 0);
-            // upper halves are h + 8, and 16 (h + 8) - (128 - 7.5) = 16 h + 7.5
-            return Reach{16.0f * group.scale, -(128.0f - 7.5f) * group.scale * static_cast<float>(sum),
-                         rest.alone * size + 7.5f * std::fabs(group.peak) * slack, rest.others * size * kernels().screen_step};
-        });
+    Screen(const Matrix& matrix, const Tokens& x)
+        : matrix_(matrix), x_(x),
+          slack_(1.0f + 4.6e-5f * static_cast<float>(2 * matrix.parts * matrix.blocks + 2)) {  // as many peaks as groups
+        for (std::int64_t t = 0; t < x.count; ++t) {
+            const Group *const first = x.groups() + t * stride(), *const second = first + matrix.blocks;
+            std::transform(first, second, std::back_inserter(reaches_), [&](const Group& group) { return reach_of(group); });
+            seconds_.push_back(size_of(second, first + stride()) * matrix.largest_row() * slack_);
+        }
     }
+
+    // What a token's second line adds to a product at most.
+    float second(std::int64_t token) const { return seconds_[static_cast<std::size_t>(token)]; }
 
     // most[token * next + tile], from `first` tile to before `last`; what is no number is larger than all.
     void operator()(std::int64_t first, std::int64_t last, float* most, std::int64_t next) const {
-        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), reaches_.data(), x_.lines(), matrix_.parts, most, next);
+        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), stride(), reaches_.data(), x_.count, most, next);
         for (std::int64_t t = 0; t < x_.count; ++t)
-            std::transform(most + t * next + first, most + t * next + last, most + t * next + first, above_all);
+            std::transform(most + t * next + first, most + t * next + last, most + t * next + first,
+                           [more = second(t)](float reach) { return above_all(reach + more); });
     }
 
 private:
+    std::int64_t stride() const { return matrix_.parts * matrix_.blocks; }
+
+    Reach reach_of(const Group& group) const {
+        const Rest rest = rest_of(group);
+        const float size = group.scale * slack_;
+        const int sum = std::accumulate(group.codes, group.codes + 32, 0);
+        // upper halves are h + 8, and 16 (h + 8) - (128 - 7.5) = 16 h + 7.5
+        return Reach{16.0f * group.scale, -(128.0f - 7.5f) * group.scale * static_cast<float>(sum),
+                     rest.alone * size + 7.5f * std::fabs(group.peak) * slack_, rest.others * size * kernels().screen_step};
+    }
+
+    static float size_of(const Group* groups, const Group* end) {
+        double squares = 0.0;
+        for (; groups < end; ++groups)
+            for (const int code : groups->codes) squares += std::pow(static_cast<double>(groups->scale) * code, 2);
+        return static_cast<float>(std::sqrt(squares));
+    }
+
     const Matrix& matrix_;
     const Tokens& x_;
-    std::vector<Reach> reaches_;
+    float slack_;
+    std::vector<Reach> reaches_;  // [tokens, blocks]
+    std::vector<float> seconds_;  // [tokens]
 };
 
 // Whether all numbers are, and so small that nothing which is made of them on the way is more than a float holds.
@@ -168,7 +189,7 @@ std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float
 // As above with k = 1, but what a thread finds stays with it, and nothing is sorted: of each stretch of tiles, the one that
 // may hold most is computed while the stretch is screened; the largest product of these is what others must reach.
 std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, bool screens, Best* found) {
-    screens = screens && tokens <= kernels().screened;
+    screens = screens && tokens <= std::min(kernels().screened * matrix.parts, MANY);
     const Tokens all = quantized(matrix, x, tokens, [](std::int64_t) {}, screens ? tokens + 1 : MANY);
     const std::int64_t tiles = matrix.tile_rows();
     Bests bests(tokens, matrix);
@@ -195,13 +216,22 @@ std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, boo
         computed = 0;
         const Screen screen(matrix, all);
         const Numbers most(tokens * tiles);
-        const auto compute = [&](std::int64_t t, std::int64_t tile, Best& own) {
-            float products[16];
-            const Group* line = all.groups() + t * matrix.parts * matrix.blocks;
-            kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, line, matrix.parts, matrix.parts,
-                             products, 16);
-            for (std::int64_t i = 0; i < std::min<std::int64_t>(16, matrix.rows - 16 * tile); ++i) take(own, products[i], 16 * tile + i);
+        const auto compute = [&](std::int64_t t, std::int64_t tile, Best& own) {  // no second line where the first says enough
+            float products[16], more[16];
+            const std::int64_t count = std::min<std::int64_t>(16, matrix.rows - 16 * tile);
+            const Group* const line = all.groups() + t * matrix.parts * matrix.blocks;
+            const auto multiply = [&](const Group* x, float* y) {
+                kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, x, 1, 1, y, 16);
+            };
             ++computed;
+            multiply(line, products);
+            if (matrix.parts == 2) {
+                const auto can_be_best = [&](float product) { return above_all(product + screen.second(t)) >= above_all(own.product); };
+                if (std::none_of(products, products + count, can_be_best)) return;
+                multiply(line + matrix.blocks, more);
+                std::transform(products, products + count, more, products, std::plus<float>());
+            }
+            for (std::int64_t i = 0; i < count; ++i) take(own, products[i], 16 * tile + i);
         };
         each_part(STRETCH, [&](std::int64_t first, std::int64_t last, Bests& own) {
             for (; first < last; first += STRETCH) {

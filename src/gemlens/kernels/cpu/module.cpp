@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -47,9 +48,15 @@ void widen_pages(std::uintptr_t begin, std::int64_t bytes) {
 }
 
 void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t blocks, std::uintptr_t tiles) {
-    spread((rows + 15) / 16, 1, [&](std::int64_t first, std::int64_t last) {
-        kernels().pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
+    const std::int64_t tile_rows = (rows + 15) / 16;
+    std::mutex joining;
+    float largest = 0.0f;
+    spread(tile_rows, 1, [&](std::int64_t first, std::int64_t last) {
+        const float own = kernels().pack(format, at<std::uint8_t>(file), rows, blocks, first, last, at<std::uint8_t>(tiles));
+        const std::lock_guard<std::mutex> lock(joining);
+        largest = std::max(largest, own);
     });
+    std::memcpy(at<std::uint8_t>(tiles) + tile_rows * blocks * layout(format).tile, &largest, static_cast<std::size_t>(layout(format).last));
 }
 
 // Whether there are all these rows; else nothing is written.
@@ -252,7 +259,7 @@ NB_MODULE(_cpu, module) {
     module.def("use", use);
     module.def("layout", [](int format) {
         const Layout found = layout(format);
-        return nb::make_tuple(found.block, found.bytes, found.tile);
+        return nb::make_tuple(found.tile, found.last);
     });
     module.def("widen_pages", widen_pages);
     module.def("pack", pack, free);

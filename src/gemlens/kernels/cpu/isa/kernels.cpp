@@ -32,6 +32,9 @@ struct Place {
 template <class Tile>
 constexpr int OWN_ZERO = Tile::MOST == 255 ? 128 : Tile::ZERO;
 
+template <class Tile>
+constexpr bool CAN_SCREEN = std::is_same_v<Tile, TileQ8_0>;
+
 template <class Use>
 auto with_tile(int format, Use use) {
     switch (format) {
@@ -45,30 +48,39 @@ auto with_tile(int format, Use use) {
 }
 
 Layout layout(int format) {
-    if (is_of_numbers(format)) return Layout{1, 2, NUMBERS};
+    if (is_of_numbers(format)) return Layout{1, 2, NUMBERS, 0};
     if (format != Q4_0 && format != Q5_0 && format != Q8_0 && format != Q4_K && format != Q5_K && format != Q6_K)
         return Layout{};
     return with_tile(format, [](auto tile) {
         using Tile = decltype(tile);
-        return Layout{Tile::BLOCK, Tile::BYTES, Tile::TILE + Tile::REST};
+        return Layout{Tile::BLOCK, Tile::BYTES, Tile::TILE + Tile::REST, CAN_SCREEN<Tile> ? static_cast<int>(sizeof(float)) : 0};
     });
 }
 
-void pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-          std::int64_t last, std::uint8_t* tiles) {
-    if (is_of_numbers(format)) return pack_numbers(file, rows, blocks, first, last, tiles);
-    with_tile(format, [&](auto tile) {
+float pack(int format, const std::uint8_t* file, std::int64_t rows, std::int64_t blocks, std::int64_t first,
+           std::int64_t last, std::uint8_t* tiles) {
+    if (is_of_numbers(format)) {
+        pack_numbers(file, rows, blocks, first, last, tiles);
+        return 0.0f;
+    }
+    return with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         using At = Place<Tile, std::uint8_t>;
+        double most = 0.0;
         const At begin(tiles, rows, blocks, first), end(tiles, rows, blocks, last);
         std::fill(begin.tile, end.tile, std::uint8_t{0});
         std::fill(begin.rest, end.rest, std::uint8_t{0});
         for (std::int64_t row = first * ROWS; row < std::min(rows, last * ROWS); ++row) {
             const At at(tiles, rows, blocks, row / ROWS);
-            for (std::int64_t block = 0; block < blocks; ++block)
-                Tile::pack(static_cast<int>(row % ROWS), file + (row * blocks + block) * Tile::BYTES,
-                           at.tile + block * Tile::TILE, at.rest + block * Tile::REST);
+            double squares = 0.0;
+            for (std::int64_t block = 0; block < blocks; ++block) {
+                const std::uint8_t* const from = file + (row * blocks + block) * Tile::BYTES;
+                Tile::pack(static_cast<int>(row % ROWS), from, at.tile + block * Tile::TILE, at.rest + block * Tile::REST);
+                if constexpr (CAN_SCREEN<Tile>) squares += Tile::squares(from);
+            }
+            most = std::max(most, squares);
         }
+        return static_cast<float>(std::sqrt(most));
     });
 }
 
@@ -174,25 +186,23 @@ void add_products(Quad quad, const Scales<Tile>& scales, const Group* x, std::in
     }
 }
 
-// What becomes of results when use(group, place in it, peak, results) has been called for all peaks of a line, whose groups are
-// `stride` apart.
+// What becomes of results when use(group, place in it, peak, results) has been called for all peaks of a line.
 template <class Use>
-Simd::Floats over_peaks(const Group* x, std::int64_t groups, std::int64_t stride, Simd::Floats results, Use use) {
-    for (std::int64_t g = 0; g < groups && x[g * stride].next >= 0; ++g) {
-        const std::int32_t number = x[g * stride].next;
+Simd::Floats over_peaks(const Group* x, std::int64_t groups, Simd::Floats results, Use use) {
+    for (std::int64_t g = 0; g < groups && x[g].next >= 0; ++g) {
+        const std::int32_t number = x[g].next;
         g = number / GROUP;
-        results = use(g, number % GROUP, Simd::all(x[g * stride].peak), results);
+        results = use(g, number % GROUP, Simd::all(x[g].peak), results);
     }
     return results;
 }
 
-// Results and the products of 16 rows with a peak, number i of its group; `codes` are those of its quad.
+// Weight i of a group of 16 rows, without its offset; `codes` are those of its quad.
 template <class Tile>
-Simd::Floats with_peak(int i, Simd::Floats peak, const typename Tile::Codes& codes, const Scales<Tile>& scales,
-                       Simd::Floats results) {
+Simd::Floats weights_of(int i, const typename Tile::Codes& codes, const Scales<Tile>& scales) {
     auto steps = Simd::column(codes, i % 4);
     if constexpr (OWN_ZERO<Tile> > 0) steps = Simd::plus(steps, Simd::all(-OWN_ZERO<Tile>));
-    return Simd::multiply_add(Simd::multiply(scales.halves[Tile::SPLIT ? i / (GROUP / 2) : 0], peak), steps, results);
+    return Simd::multiply(scales.halves[Tile::SPLIT ? i / (GROUP / 2) : 0], steps);
 }
 
 // Puts the products of `count` lines with the rows of a tile, 16 or the last `width`, to y[token * next].
@@ -241,10 +251,11 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int
         }
     }
     for (int t = 0; t < COUNT; ++t)
-        results[t] = over_peaks(begin + t * groups, groups, 1, results[t], [=](auto g, int i, auto peak, auto result) {
+        results[t] = over_peaks(begin + t * groups, groups, results[t], [=](auto g, int i, auto peak, auto result) {
             const std::uint8_t *tile = first.tile + g / EACH * Tile::TILE, *rest = first.rest + g / EACH * Tile::REST;
             const int own = static_cast<int>(g % EACH);
-            return with_peak<Tile>(i, peak, Tile::codes(tile, rest, own, quad_of(i)), Scales<Tile>(tile, own), result);
+            const auto weights = weights_of<Tile>(i, Tile::codes(tile, rest, own, quad_of(i)), Scales<Tile>(tile, own));
+            return Simd::multiply_add(weights, peak, result);
         });
     put_products(results, COUNT, parts, width, y, next);
 }
@@ -271,25 +282,46 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
     });
 }
 
+// A group of 16 rows, unpacked.
+template <class Tile>
+struct Weights {
+    typename Tile::Codes codes[QUADS];
+    Scales<Tile> scales;
+};
+
+constexpr int IN_REGISTERS = Simd::TOGETHER > 1 ? Simd::TOGETHER : PANEL;  // lines whose sums stay there
+
+// Adds the products of 16 rows with the peaks of COUNT lines of a panel, `begin` and those that follow.
+template <class Tile, int COUNT>
+void add_peaks(const Weights<Tile>* all, const Column* columns, int begin, Simd::Floats* results) {
+    Simd::Floats sums[COUNT];
+    std::copy_n(results, COUNT, sums);
+    for (; columns->number >= 0; ++columns) {
+        const auto& [codes, scales] = all[columns->number / GROUP];
+        const int i = columns->number % GROUP;
+        const auto weights = weights_of<Tile>(i, codes[quad_of(i)], scales);
+#pragma GCC unroll 8
+        for (int t = 0; t < COUNT; ++t)
+            sums[t] = Simd::multiply_add(weights, Simd::all(columns->peaks[begin + t]), sums[t]);
+    }
+    std::copy_n(sums, COUNT, results);
+}
+
 // Many lines: a tile is unpacked once for a stretch of them that stays in a core's own cache.
 void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next) {
+                   std::int64_t last, const Group* x, const Column* columns, std::int64_t lines, int parts, float* y,
+                   std::int64_t next) {
     with_tile(format, [&](auto empty) {
         using Tile = decltype(empty);
         constexpr int EACH = Tile::BLOCK / GROUP;
         const std::int64_t groups = blocks * EACH, panels = (lines + PANEL - 1) / PANEL;
         const std::int64_t stretch = std::max<std::int64_t>(1, CACHE / (groups * PANEL * std::int64_t{sizeof(Group)}));
-        struct Weights {
-            typename Tile::Codes codes[QUADS];
-            Scales<Tile> scales;
-        };
-        thread_local std::vector<Weights> unpacked;
+        thread_local std::vector<Weights<Tile>> unpacked;
         unpacked.resize(static_cast<std::size_t>(groups));
-        const Weights* const all = unpacked.data();
         for (std::int64_t begin = 0; begin < panels; begin += stretch)
             for (std::int64_t number = first; number < last; ++number) {
                 auto [tile, rest] = Place<Tile, const std::uint8_t>(tiles, rows, blocks, number);
-                Weights* weights = unpacked.data();
+                Weights<Tile>* weights = unpacked.data();
                 for (std::int64_t block = 0; block < blocks; ++block, tile += Tile::TILE, rest += Tile::REST)
                     for (int g = 0; g < EACH; ++g, ++weights) {
                         for (int j = 0; j < QUADS; ++j) weights->codes[j] = Tile::codes(tile, rest, g, j);
@@ -303,11 +335,8 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
                         add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
-                    const auto use = [=](auto g, int i, auto peak, auto result) {
-                        return with_peak<Tile>(i, peak, all[g].codes[quad_of(i)], all[g].scales, result);
-                    };
-                    for (int t = 0; t < count; ++t)
-                        results[t] = over_peaks(x + panel * groups * PANEL + t, groups, PANEL, results[t], use);
+                    for (int t = 0; t < PANEL; t += IN_REGISTERS)
+                        add_peaks<Tile, IN_REGISTERS>(unpacked.data(), columns + panel * columns_of(groups), t, results + t);
                     float* const own_y = y + panel * PANEL / parts * next + (number - first) * ROWS;
                     put_products(results, count, parts, rows - number * ROWS, own_y, next);
                 }
@@ -320,18 +349,18 @@ struct Upper {  // nibbles of codes of Q8_0, as a tile
     static constexpr bool SPLIT = false;
 };
 
-// What the products of COUNT lines with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is
+// What the products of COUNT tokens with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is
 // read; what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
 template <int COUNT>
-void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, const Reach* reaches, int parts, float* most,
-                std::int64_t next) {
+void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std::int64_t stride, const Reach* reaches,
+                float* most, std::int64_t next) {
     Simd::Floats sums[COUNT];
     for (auto& sum : sums) sum = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE, ++x, ++reaches) {
         if (COUNT >= Simd::ASKING) ask_for<TileQ8_0::TILE>(tile, AHEAD);
         const auto scale = TileQ8_0::scale(tile, 0, 0), size = TileQ8_0::size(tile);
         Simd::Ints upper[COUNT], unused[COUNT];
-        Simd::template multiply<Upper, COUNT>([=](int j) { return TileQ8_0::upper(tile, j); }, x, blocks, upper, unused);
+        Simd::template multiply<Upper, COUNT>([=](int j) { return TileQ8_0::upper(tile, j); }, x, stride, upper, unused);
 #pragma GCC unroll 4
         for (int t = 0; t < COUNT; ++t) {
             const auto& [step, rest, alone, others] = reaches[t * blocks];
@@ -342,15 +371,15 @@ void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, c
         }
     }
     for (int t = 0; t < COUNT; ++t)
-        sums[t] = over_peaks(x + (t - 1) * blocks, blocks, 1, sums[t], [=](auto g, int i, auto peak, auto sum) {
+        sums[t] = over_peaks(x - blocks + t * stride, blocks, sums[t], [=](auto g, int i, auto peak, auto sum) {
             const std::uint8_t* own = tile + (g - blocks) * TileQ8_0::TILE;
             const auto upper = Simd::column(TileQ8_0::upper(own, quad_of(i)), i % 4);
             const auto known = Simd::multiply_add(upper, Simd::all(16.0f), Simd::all(7.5f - 128.0f));
             return Simd::multiply_add(Simd::multiply(TileQ8_0::scale(own, 0, 0), peak), known, sum);
         });
-    for (const Simd::Floats* sum = sums; sum < sums + COUNT; sum += parts, most += next) {
+    for (int t = 0; t < COUNT; ++t, most += next) {
         float all[ROWS];
-        Simd::store(all, parts == 2 ? Simd::plus(sum[0], sum[1]) : sum[0]);
+        Simd::store(all, sums[t]);
         *most = all[0];
         for (const float each : all)
             if (!(each <= *most)) *most = each;  // what is no number is larger than all others
@@ -358,12 +387,12 @@ void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, c
 }
 
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-            const Reach* reaches, std::int64_t lines, int parts, float* most, std::int64_t next) {
+            std::int64_t stride, const Reach* reaches, std::int64_t tokens, float* most, std::int64_t next) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
-        cut<4>(lines, [&](auto count, std::int64_t t) {
-            const std::int64_t at = t * blocks;
-            few_bounds<decltype(count)::value>(tile, blocks, x + at, reaches + at, parts, most + t / parts * next + number, next);
+        cut<4>(tokens, [&](auto count, std::int64_t t) {
+            constexpr int COUNT = decltype(count)::value;
+            few_bounds<COUNT>(tile, blocks, x + t * stride, stride, reaches + t * blocks, most + t * next + number, next);
         });
     }
 }

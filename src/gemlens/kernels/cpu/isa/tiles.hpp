@@ -134,6 +134,12 @@ struct TileQ8_0 {
         const auto size = std::sqrt(static_cast<float>(squares - 15 * sum + 32 * 225 / 4));
         tile[32 + row] = static_cast<std::uint8_t>(std::ceil(SIZE * size));
     }
+    static double squares(const std::uint8_t* block) {  // of its weights, together
+        int sum = 0;
+        for (int i = 0; i < 32; ++i) sum += static_cast<std::int8_t>(block[2 + i]) * static_cast<std::int8_t>(block[2 + i]);
+        const double scale = from_half(half_at(block));
+        return scale * scale * sum;
+    }
     static Codes codes(const std::uint8_t* tile, const std::uint8_t* rest, int, int quad) {
         return Simd::above(upper(tile, quad), nibbles_of(rest, quad));
     }
