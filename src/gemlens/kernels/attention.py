@@ -1,4 +1,4 @@
-"""Attention on a CPU, in numbers as they come or, where many tokens attend, in pairs of bfloat16 or fours of bytes.
+"""Attention on a CPU, in numbers as they come or, where many tokens attend, in pairs of sixteen bits or fours of bytes.
 
     attend(query, keys, values, view, scale, cap)     [B, S, N, H] and twice [B, K, T, H] -> [B, S, N, H]
 
@@ -43,8 +43,9 @@ def attend(
         coarse: eight bits are enough, as for a picture encoder whose weights have no more.
 
     Returns:
-        float32 [B, S, N, H]. From 16 tokens on, numbers are rounded to bfloat16 where the processor has its products;
-        coarse ones to eight bits where it has these, everybody sees everything and there is no cap.
+        float32 [B, S, N, H]. From 16 tokens on, numbers are rounded to bfloat16 where the processor has its products,
+        and with AVX2 to whole steps, of which the largest of 256 has 2,896; coarse ones to eight bits with AVX-512,
+        where everybody sees everything and there is no cap.
 
     Raises:
         InputError: the shapes do not fit each other, or numbers are of another dtype.

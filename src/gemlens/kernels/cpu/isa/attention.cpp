@@ -3,10 +3,14 @@
 //     keys, values -> packed, 64 bytes at a time -> scores of a few queries with STEP keys -> weights -> values times weights
 //
 // Queries of one block are of tokens that follow each other and of heads that share their keys: these are the lines. With
-// pairs of bfloat16, 64 bytes are 16 times two numbers, else 16 numbers; sums and weights are in float32.
+// pairs of bfloat16, 64 bytes are 16 times two numbers, else 16 numbers; sums and weights are in float32. With AVX2, numbers are
+// whole and have sixteen bits: a query, a key and a value have a scale each, and the weights of a line for STEP keys, which take
+// the values' scales with them. As many steps make the largest of them as no sum of products can pass 32 bits with.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 #include "../kernels.hpp"
@@ -20,17 +24,18 @@ namespace {
 #if defined(GEMLENS_BF16)
 constexpr int DEPTH = 2;
 using Number = std::uint16_t;
-void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
+using Sums = Simd::Floats;
+float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t, Number* numbers) {
     std::int64_t i = 0;
     for (; i + ROWS <= count; i += ROWS) {
         const __m256bh sixteen = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(values + i), _mm512_set1_ps(factor)));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), reinterpret_cast<__m256i>(sixteen));
     }
     for (; i < count; ++i) numbers[i] = to_brain(factor * values[i]);
+    return 1.0f;
 }
-void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) { std::copy_n(brains, count, numbers); }
 // Weights of scores, 2^(score - most), and what they add to 16 totals. Both are as good as numbers of bfloat16 need it.
-void put_weights(float* scores, int count, float most, float* totals, Number* weights) {
+float put_weights(float* scores, int count, float most, const float*, float* totals, Number* weights) {
     __m512 total = _mm512_loadu_ps(totals);
     for (int j = 0; j < count; j += ROWS) {
         const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(most));
@@ -41,23 +46,79 @@ void put_weights(float* scores, int count, float most, float* totals, Number* we
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(power)));
     }
     _mm512_storeu_ps(totals, total);
+    return 1.0f;
 }
-Simd::Floats add(Simd::Floats sums, const void* tile, const void* x) {
+Sums add(Sums sums, const void* tile, const void* x) {
     std::int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
     const __m512i pairs = _mm512_loadu_si512(tile), same = _mm512_set1_epi32(pair);
     return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(same));
 }
+#elif defined(GEMLENS_AVX2)
+constexpr int DEPTH = 2;
+using Number = std::int16_t;
+struct Sums {
+    __v8si part[2];  // __m256i would lie in memory, where there are many
+};
+// Steps of the largest of numbers, of which so many are multiplied and summed.
+float steps_for(std::int64_t terms) {
+    return static_cast<float>(std::min(32767.0, std::floor(std::sqrt(2147483647.0 / static_cast<double>(terms)))));
+}
+constexpr float TINY = 1e-33f;  // steps divided by less may not be finite
+// Of what is not finite all numbers are 0, and the scale is NaN.
+float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t terms, Number* numbers) {
+    const float steps = steps_for(terms), largest = largest_of(values, count);
+    const bool is_finite = largest <= std::numeric_limits<float>::max();
+    const float inverse = is_finite && largest > TINY ? steps / largest : 0.0f;
+    for (std::int64_t i = 0; i < count; ++i)
+        numbers[i] = static_cast<Number>(is_finite ? std::nearbyint(values[i] * inverse) : 0.0f);
+    return is_finite ? factor * (largest / steps) : std::numeric_limits<float>::quiet_NaN();
+}
+float put_weights(float* scores, int count, float most, const float* scales, float* totals, Number* weights) {
+    float largest[ROWS] = {}, sums[ROWS] = {};
+    for (int j = 0; j < count; j += ROWS)
+#pragma omp simd
+        for (int i = 0; i < ROWS; ++i) {
+            const float score = scores[j + i], weight = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
+            totals[i] += weight;
+            const float scaled = weight == 0.0f ? 0.0f : weight * scales[j + i];
+            sums[i] += scaled;  // is no number, if one of them is none
+            scores[j + i] = scaled == scaled ? scaled : 0.0f;
+            largest[i] = std::max(largest[i], scores[j + i]);
+        }
+    const float all = *std::max_element(largest, largest + ROWS), steps = steps_for(STEP), inverse = all > TINY ? steps / all : 0.0f;
+    for (int j = 0; j < count; ++j) weights[j] = static_cast<Number>(std::nearbyint(scores[j] * inverse));
+    const float sum = std::accumulate(sums, sums + ROWS, 0.0f);
+    return sum == sum ? all / steps : sum;
+}
+Sums add(Sums sums, const void* tile, const void* x) {
+    std::int32_t pair;
+    std::memcpy(&pair, x, sizeof pair);
+    const __m256i same = _mm256_set1_epi32(pair);
+    const auto* const halves = static_cast<const __m256i*>(tile);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) sums.part[i] += reinterpret_cast<__v8si>(_mm256_madd_epi16(_mm256_loadu_si256(halves + i), same));
+    return sums;
+}
+Simd::Floats real(const Sums& sums) {
+    return Simd::both<Simd::Floats>([&](int i) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sums.part[i])); });
+}
+Sums sums_from(const float*) { return Sums{}; }
+void put_scores(const Sums& sums, float scale, const float* scales, float* scores) {
+    Simd::store(scores, Simd::multiply(real(sums), Simd::multiply(Simd::load(scales), Simd::all(scale))));
+}
+void put_values(const Sums& sums, float factor, float* mixed) {
+    Simd::store(mixed, Simd::multiply_add(real(sums), Simd::all(factor), Simd::load(mixed)));
+}
 #else
 constexpr int DEPTH = 1;
 using Number = float;
-void put_numbers(const float* values, float factor, std::int64_t count, Number* numbers) {
+using Sums = Simd::Floats;
+float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t, Number* numbers) {
     for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
+    return 1.0f;
 }
-void put_brains(const std::uint16_t* brains, std::int64_t count, Number* numbers) {
-    std::transform(brains, brains + count, numbers, from_brain);
-}
-void put_weights(float* scores, int count, float most, float* totals, Number* weights) {
+float put_weights(float* scores, int count, float most, const float*, float* totals, Number* weights) {
     for (int j = 0; j < count; j += ROWS)
 #pragma omp simd
         for (int i = 0; i < ROWS; ++i) {
@@ -65,52 +126,55 @@ void put_weights(float* scores, int count, float most, float* totals, Number* we
             weights[j + i] = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
             totals[i] += weights[j + i];
         }
+    return 1.0f;
 }
-Simd::Floats add(Simd::Floats sums, const void* tile, const void* x) {
+Sums add(Sums sums, const void* tile, const void* x) {
     return Simd::multiply_add(Simd::load(static_cast<const float*>(tile)), Simd::all(*static_cast<const float*>(x)), sums);
 }
+#endif
+#if !defined(GEMLENS_AVX2)
+Sums sums_from(const float* mixed) { return Simd::load(mixed); }
+void put_scores(Sums sums, float, const float*, float* scores) { Simd::store(scores, sums); }
+void put_values(Sums sums, float, float* mixed) { Simd::store(mixed, sums); }
 #endif
 constexpr int EACH = ROWS * DEPTH;  // numbers of a tile
 constexpr std::int64_t LINE = DEPTH * sizeof(Number);  // bytes of a line that are multiplied at once
 
-// Bytes of packed keys or values of STEP keys.
+// Bytes of packed keys or values of STEP keys, and of all of them with the scales of both.
 std::int64_t keys_bytes(std::int64_t size) { return STEP / ROWS * (up_to(size, DEPTH) / DEPTH) * TILE; }
 std::int64_t values_bytes(std::int64_t size) { return STEP / DEPTH * (up_to(size, ROWS) / ROWS) * TILE; }
+std::int64_t step_bytes(std::int64_t size) { return keys_bytes(size) + values_bytes(size) + 2 * STEP * std::int64_t{sizeof(float)}; }
 
 void pack_step(const void* keys, const void* values, Kept kept, std::int64_t length, std::int64_t size, std::int64_t next,
                std::uint8_t* packed) {
     const std::int64_t depths = up_to(size, DEPTH) / DEPTH, widths = up_to(size, ROWS) / ROWS;
-    std::memset(packed, 0, static_cast<std::size_t>(keys_bytes(size) + values_bytes(size)));
+    std::memset(packed, 0, static_cast<std::size_t>(step_bytes(size)));
     auto* key_tiles = reinterpret_cast<Number*>(packed);
     auto* value_tiles = reinterpret_cast<Number*>(packed + keys_bytes(size));
+    auto* scales = reinterpret_cast<float*>(packed + keys_bytes(size) + values_bytes(size));
     thread_local std::vector<Number> key, value;
     thread_local std::vector<float> wide;
     wide.resize(static_cast<std::size_t>(size));
     key.assign(static_cast<std::size_t>(depths * DEPTH), Number{});
     value.assign(static_cast<std::size_t>(widths * ROWS), Number{});
     for (std::int64_t t = 0; t < length; ++t) {
-        const auto put = [&](const void* states, Number* numbers) {
-            if (kept == Kept::BRAINS) return put_brains(static_cast<const std::uint16_t*>(states) + t * next, size, numbers);
+        const auto put = [&](const void* states, std::int64_t terms, Number* numbers) {
+#if defined(GEMLENS_BF16)
+            if (kept == Kept::BRAINS) {
+                std::copy_n(static_cast<const std::uint16_t*>(states) + t * next, size, numbers);
+                return 1.0f;
+            }
+#endif
             widen(states, t * next, kept, size, wide.data());
-            put_numbers(wide.data(), 1.0f, size, numbers);
+            return put_numbers(wide.data(), 1.0f, size, terms, numbers);
         };
-        put(keys, key.data());
-        put(values, value.data());
+        scales[t] = put(keys, size, key.data());
+        scales[STEP + t] = put(values, STEP, value.data());
         for (std::int64_t d = 0; d < depths; ++d)
             std::copy_n(key.data() + d * DEPTH, DEPTH, key_tiles + (t / ROWS * depths + d) * EACH + t % ROWS * DEPTH);
         Number* tile = value_tiles + t / DEPTH * widths * EACH + t % DEPTH;
         for (std::int64_t i = 0; i < widths * ROWS; ++i) tile[i * DEPTH] = value[static_cast<std::size_t>(i)];
     }
-}
-
-// Lines of x times `depths` tiles each of `columns` columns of tiles, put into sums [lines, stride], or added to them.
-template <bool ADDS>
-void add_tiles(int lines, Lines x, Columns tiles, std::int64_t columns, std::int64_t depths, float* sums, std::int64_t stride) {
-    each_block(
-        lines, x, tiles, columns, depths,
-        [=](int line, std::int64_t column) { return ADDS ? Simd::load(sums + line * stride + column * ROWS) : Simd::zero(); },
-        [](Simd::Floats sum, const void* tile, const void* each) { return add(sum, tile, each); },
-        [=](int line, std::int64_t column, Simd::Floats sum) { Simd::store(sums + line * stride + column * ROWS, sum); });
 }
 
 bool see(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t from, std::int64_t count, bool* seen) {
@@ -133,21 +197,22 @@ bool see(const Sight& sight, std::int64_t row, std::int64_t token, std::int64_t 
     return any;
 }
 
-// Keys of a step, from a first one to before another.
+// Keys of a step, from a first one to before another; tiles are whole.
 struct Keys {
     int from = STEP, to = 0;
     static Keys of(const bool* seen) {
-        int from = 0, to = STEP;
-        while (from < to && !seen[from]) ++from;
-        while (from < to && !seen[to - 1]) --to;
-        return from < to ? Keys{from, to} : Keys{};
+        Keys found;
+        for (int begin = 0; begin < STEP; begin += ROWS)
+            if (std::memchr(seen + begin, true, ROWS)) found.add({begin, begin + ROWS});
+        return found;
     }
     void add(const Keys& keys) { from = std::min(from, keys.from), to = std::max(to, keys.to); }
 };
 
-// Scores of one line with some keys -> their weights. `hidden` is -inf for keys that are not seen, else 0; or null, where
-// all are seen.
-void weigh(float* scores, int count, const float* hidden, float cap, Line& line, float* mixed, std::int64_t width, Number* weights) {
+// Scores of one line with some keys -> numbers of their weights, and what values times these are multiplied by. `hidden` is -inf
+// for keys that are not seen, else 0; or null, where all are seen.
+float weigh(float* scores, int count, const float* hidden, float cap, const float* scales, Line& line, float* mixed, std::int64_t width,
+            Number* weights) {
     if (cap != 0.0f)
         for (int j = 0; j < count; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
     if (hidden)
@@ -157,29 +222,28 @@ void weigh(float* scores, int count, const float* hidden, float cap, Line& line,
 #pragma omp simd reduction(max : largest)
     for (int j = 0; j < count; ++j) largest = largest < scores[j] ? scores[j] : largest;
     line.see(largest, mixed, width);
-    if (line.most == NOT_SEEN)
-        std::fill(weights, weights + count, Number{});
-    else
-        put_weights(scores, count, line.most, line.totals, weights);
+    if (line.most != NOT_SEEN) return put_weights(scores, count, line.most, scales, line.totals, weights);
+    std::fill(weights, weights + count, Number{});
+    return 0.0f;
 }
 
 void mix(const Mix& at) {
     const std::int64_t size = at.size, depths = up_to(size, DEPTH) / DEPTH, width = up_to(size, ROWS);
-    const std::int64_t step_bytes = keys_bytes(size) + values_bytes(size);
     const int lines = static_cast<int>(at.tokens * at.each);
     const auto room = [&](std::int64_t each) { return static_cast<std::size_t>(lines * each); };
     thread_local std::vector<Number> queries;
     thread_local std::vector<float> mixed;
-    float scores[SOME * STEP];
+    float scores[SOME * STEP], factors[SOME];
     Number weights[SOME * STEP];
     queries.assign(room(depths * DEPTH), Number{});
     mixed.assign(room(width), 0.0f);
     std::vector<Line> known(static_cast<std::size_t>(lines));
-    std::vector<float> hidden(static_cast<std::size_t>(at.tokens * STEP));
+    std::vector<float> scales, hidden(static_cast<std::size_t>(at.tokens * STEP));
     std::vector<Keys> sees(static_cast<std::size_t>(at.tokens));
+    const auto add_one = [](const Sums& sums, const void* tile, const void* x) { return add(sums, tile, x); };
     const float cap = LOG2_E * at.cap, scale = LOG2_E * at.scale;
     for (int line = 0; line < lines; ++line)
-        put_numbers(at.queries + place_of(at, line), scale, size, queries.data() + line * depths * DEPTH);
+        scales.push_back(put_numbers(at.queries + place_of(at, line), scale, size, size, queries.data() + line * depths * DEPTH));
     for (std::int64_t from = 0; from < at.length; from += STEP) {
         const std::int64_t count = std::min<std::int64_t>(STEP, at.length - from);
         const bool is_whole = !at.sight && count == STEP;
@@ -192,28 +256,36 @@ void mix(const Mix& at) {
             for (int j = 0; j < STEP; ++j) hidden[static_cast<std::size_t>(t * STEP + j)] = seen[j] ? 0.0f : NOT_SEEN;
             own = Keys::of(seen);
         }
-        const std::uint8_t *key_tiles = at.packed + from / STEP * step_bytes, *value_tiles = key_tiles + keys_bytes(size);
+        const std::uint8_t *key_tiles = at.packed + from / STEP * step_bytes(size), *value_tiles = key_tiles + keys_bytes(size);
+        const auto* key_scales = reinterpret_cast<const float*>(value_tiles + values_bytes(size));
         for (int first = 0; first < lines; first += SOME) {  // so that what they are given stays in the nearest cache
             const int some = std::min(SOME, lines - first);
             Keys seen;
             for (std::int64_t t = first / at.each; t <= (first + some - 1) / at.each; ++t) seen.add(sees[static_cast<std::size_t>(t)]);
             if (seen.to == 0) continue;
-            const int begin = seen.from / ROWS * ROWS, columns = (seen.to - begin + ROWS - 1) / ROWS;
+            const int begin = seen.from, columns = (seen.to - begin) / ROWS;
             float* own = mixed.data() + first * width;
-            add_tiles<false>(some, {queries.data() + first * depths * DEPTH, depths * LINE, LINE},
-                             {key_tiles + begin / ROWS * depths * TILE, depths * TILE, TILE}, columns, depths, scores, STEP);
+            const float *own_scales = scales.data() + first, *seen_scales = key_scales + begin;
+            each_block(
+                some, {queries.data() + first * depths * DEPTH, depths * LINE, LINE},
+                {key_tiles + begin / ROWS * depths * TILE, depths * TILE, TILE}, columns, depths,
+                [](int, std::int64_t) { return Sums{}; }, add_one,
+                [&](int line, std::int64_t c, const Sums& sums) {
+                    put_scores(sums, own_scales[line], seen_scales + c * ROWS, scores + line * STEP + c * ROWS);
+                });
             for (int line = 0; line < some; ++line)
-                weigh(scores + line * STEP, columns * ROWS, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin,
-                      cap, known[static_cast<std::size_t>(first + line)], own + line * width, width, weights + line * STEP);
-            add_tiles<true>(some, {weights, STEP * std::int64_t{sizeof(Number)}, LINE},
-                            {value_tiles + begin / DEPTH * (width / ROWS) * TILE, TILE, width / ROWS * TILE}, width / ROWS,
-                            columns * ROWS / DEPTH, own, width);
+                factors[line] = weigh(scores + line * STEP, columns * ROWS, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin,
+                                      cap, seen_scales + STEP, known[static_cast<std::size_t>(first + line)], own + line * width, width,
+                                      weights + line * STEP);
+            each_block(
+                some, {weights, STEP * std::int64_t{sizeof(Number)}, LINE},
+                {value_tiles + begin / DEPTH * (width / ROWS) * TILE, TILE, width / ROWS * TILE}, width / ROWS, columns * ROWS / DEPTH,
+                [=](int line, std::int64_t c) { return sums_from(own + line * width + c * ROWS); }, add_one,
+                [&](int line, std::int64_t c, const Sums& sums) { put_values(sums, factors[line], own + line * width + c * ROWS); });
         }
     }
     put_mixed(at, known, mixed.data(), width);
 }
-
-std::int64_t step_bytes(std::int64_t size) { return keys_bytes(size) + values_bytes(size); }
 
 }  // namespace
 }  // namespace GEMLENS_ISA
