@@ -29,7 +29,7 @@ WEIGHTS_PER_CHUNK = 2**20
 GROUP = 32  # activations that share a scale
 SMALLEST = 1e-36  # of numbers in eight bits: 127 divided by less is not finite
 _STEPS = 127  # from 0 to the largest of them
-_PEAK = 4.0  # times the root mean square of a token: what is larger stands out
+_PEAK = 3.5  # times the root mean square of a token: what is larger stands out
 _BYTES = 4  # of the size of a step
 
 

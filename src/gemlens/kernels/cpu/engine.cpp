@@ -95,7 +95,7 @@ Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int
     : numbers(numbers), count(count), width_(width), parts_(parts), panel_(in_panels ? PANEL : 1) {
     const std::int64_t panels = (lines() + panel_ - 1) / panel_, groups = width / 32;
     groups_ = Room<Group>(panels * panel_ * groups);
-    if (in_panels) columns_ = Room<Column>(panels * columns_of(groups));
+    if (in_panels) columns_ = Room<Column>(panels * PANEL / SUMS * columns_of(groups));
     Group nothing{};
     nothing.next = -1;
     for (std::int64_t line = lines(); line % panel_; ++line)  // of the last panel, which nobody reads the products of
@@ -115,22 +115,24 @@ void Tokens::gather(std::int64_t first) const {
     if (!in_panels()) return;
     constexpr std::int32_t NONE = std::numeric_limits<std::int32_t>::max();
     const std::int64_t groups = width_ / 32;
-    const Group* const panel = place_of(first * parts_);
-    std::int32_t numbers[PANEL];  // of the next peak of each line
-    const auto look = [&](int line, std::int64_t g) {
-        numbers[line] = g < groups && panel[g * PANEL + line].next >= 0 ? panel[g * PANEL + line].next : NONE;
-    };
-    for (int line = 0; line < PANEL; ++line) look(line, 0);
-    Column* column = columns_.data() + first * parts_ / PANEL * columns_of(groups);
-    for (;; ++column) {
-        const std::int32_t number = *std::min_element(numbers, numbers + PANEL);
-        *column = Column{number < NONE ? number : -1, {}};
-        if (number == NONE) return;
-        for (int line = 0; line < PANEL; ++line)
-            if (numbers[line] == number) {
-                column->peaks[line] = panel[number / 32 * PANEL + line].peak;
-                look(line, number / 32 + 1);
-            }
+    for (std::int64_t begin = first * parts_; begin < first * parts_ + PANEL; begin += SUMS) {
+        const Group* const lines = place_of(begin);
+        std::int32_t numbers[SUMS];  // of the next peak of each line
+        const auto look = [&](int line, std::int64_t g) {
+            numbers[line] = g < groups && lines[g * PANEL + line].next >= 0 ? lines[g * PANEL + line].next : NONE;
+        };
+        for (int line = 0; line < SUMS; ++line) look(line, 0);
+        Column* column = columns_.data() + begin / SUMS * columns_of(groups);
+        for (;; ++column) {
+            const std::int32_t number = *std::min_element(numbers, numbers + SUMS);
+            *column = Column{number < NONE ? number : -1, {}};
+            if (number == NONE) break;
+            for (int line = 0; line < SUMS; ++line)
+                if (numbers[line] == number) {
+                    column->peaks[line] = lines[number / 32 * PANEL + line].peak;
+                    look(line, number / 32 + 1);
+                }
+        }
     }
 }
 

@@ -16,15 +16,16 @@ struct Group {
     float peak;  // 0 where there is none
     std::int32_t next;  // of the token's peaks that are not in front of this group, the first: a number of it, or -1
 };
-constexpr double PEAK = 4.0;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
+constexpr double PEAK = 3.5;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
 
 constexpr int PANEL = 8;  // lines whose groups lie side by side where there are many
-// Of the lines of a panel, those peaks that are the same number of a token; 0 where it is none.
+constexpr int SUMS = 4;  // lines whose peaks are gathered, as many as have their sums in registers
+// Of some lines, those peaks that are the same number of a token; 0 where it is none.
 struct Column {
     std::int32_t number;  // -1 behind the last
-    float peaks[PANEL];
+    float peaks[SUMS];
 };
-inline std::int64_t columns_of(std::int64_t groups) { return groups * PANEL + 1; }  // of a panel, at most
+inline std::int64_t columns_of(std::int64_t groups) { return groups * SUMS + 1; }  // at most
 
 struct Layout {
     int block, bytes, tile;  // weights of a row in a block, its bytes in a file, bytes of 16 of them as kernels read them
@@ -75,7 +76,7 @@ struct Kernels {
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
                    std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next);
     // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL], and
-    // peaks of panel p are columns[p * columns_of(G)] and those that follow, in the order of their numbers
+    // its peaks are among columns[t / SUMS * columns_of(G)] and those that follow, in the order of their numbers
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
                           std::int64_t first, std::int64_t last, const Group* x, const Column* columns, std::int64_t lines,
                           int parts, float* y, std::int64_t next);

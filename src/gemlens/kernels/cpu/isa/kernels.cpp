@@ -289,22 +289,19 @@ struct Weights {
     Scales<Tile> scales;
 };
 
-constexpr int IN_REGISTERS = Simd::TOGETHER > 1 ? Simd::TOGETHER : PANEL;  // lines whose sums stay there
-
-// Adds the products of 16 rows with the peaks of COUNT lines of a panel, `begin` and those that follow.
-template <class Tile, int COUNT>
-void add_peaks(const Weights<Tile>* all, const Column* columns, int begin, Simd::Floats* results) {
-    Simd::Floats sums[COUNT];
-    std::copy_n(results, COUNT, sums);
+// Adds the products of 16 rows with the peaks of SUMS lines.
+template <class Tile>
+void add_peaks(const Weights<Tile>* all, const Column* columns, Simd::Floats* results) {
+    Simd::Floats sums[SUMS];
+    std::copy_n(results, SUMS, sums);
     for (; columns->number >= 0; ++columns) {
         const auto& [codes, scales] = all[columns->number / GROUP];
         const int i = columns->number % GROUP;
         const auto weights = weights_of<Tile>(i, codes[quad_of(i)], scales);
-#pragma GCC unroll 8
-        for (int t = 0; t < COUNT; ++t)
-            sums[t] = Simd::multiply_add(weights, Simd::all(columns->peaks[begin + t]), sums[t]);
+#pragma GCC unroll 4
+        for (int t = 0; t < SUMS; ++t) sums[t] = Simd::multiply_add(weights, Simd::all(columns->peaks[t]), sums[t]);
     }
-    std::copy_n(sums, COUNT, results);
+    std::copy_n(sums, SUMS, results);
 }
 
 // Many lines: a tile is unpacked once for a stretch of them that stays in a core's own cache.
@@ -335,8 +332,8 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
                         add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
-                    for (int t = 0; t < PANEL; t += IN_REGISTERS)
-                        add_peaks<Tile, IN_REGISTERS>(unpacked.data(), columns + panel * columns_of(groups), t, results + t);
+                    for (int t = 0; t < PANEL; t += SUMS)
+                        add_peaks<Tile>(unpacked.data(), columns + (panel * PANEL + t) / SUMS * columns_of(groups), results + t);
                     float* const own_y = y + panel * PANEL / parts * next + (number - first) * ROWS;
                     put_products(results, count, parts, rows - number * ROWS, own_y, next);
                 }
