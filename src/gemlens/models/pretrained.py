@@ -103,7 +103,8 @@ class PreTrainedModel(nn.Module):
                 GGUF file, in its size of memory. "q8", "q4": made while loading any checkpoint; with "q4" the decoder's
                 embedding and head and the picture encoder have eight bits.
             activation_bits: with `quantize`, of activations where they meet blocks: 8, the default; or 16, which takes
-                longer and gives nearly what float32 gives. The head's have 16 in any case.
+                longer and gives nearly what float32 gives. In the last layer, and the head where it is in eight bits,
+                they have 16 in any case.
             revision, subfolder, token, cache_dir, local_files_only: which files of the hub, as in huggingface_hub.
             **overrides: fields of the config to replace.
 

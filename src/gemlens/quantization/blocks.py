@@ -147,8 +147,9 @@ def replace(
         InputError: a weight is in a format that no kernel computes in, or of another kind of layer.
     """
     leaves: dict[str, BlockLinear | BlockEmbedding] = {}
-    end = _end(model)
-    for weight, block_format in _with_twins(model, formats).items():
+    held = _with_twins(model, formats)
+    end = _end(model, held)
+    for weight, block_format in held.items():
         name = weight.removesuffix(".weight")
         layer = model.get_submodule(name)
         if block_format not in FORMATS:
@@ -168,13 +169,13 @@ def replace(
     return {f"{name}.weight": partial(leaf.keep, room=room) for name, leaf in leaves.items()}
 
 
-def _end(model: nn.Module) -> tuple[str, ...]:
-    """How names begin of what only tokens with logits pass: the decoder's last layer and the head.
+def _end(model: nn.Module, formats: Mapping[str, Format]) -> tuple[str, ...]:
+    """How names begin of what only tokens with logits pass: the decoder's last layer, and the head if it is screened.
 
-    A prompt hardly pays for a second line of activations there, and a screen of the head reads the first alone.
+    A prompt hardly pays for a second line of activations there, and a screen reads the first alone.
     """
-    decoders = (f"{name}.{len(layers) - 1}." for name, layers in model.named_modules() if isinstance(layers, Layers))
-    return *decoders, "lm_head"
+    last = [f"{name}.{len(layers) - 1}." for name, layers in model.named_modules() if isinstance(layers, Layers)]
+    return *last, *(["lm_head"] if formats.get("lm_head.weight") is Q8_0 else [])
 
 
 def _with_twins(model: nn.Module, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -144,6 +144,23 @@ private:
     std::int64_t rows_;
 };
 
+// Takes what is best of the products with a tile; no second line is multiplied where the first says enough.
+void take_products(const Matrix& matrix, const Group* line, float second, std::int64_t tile, Best& best) {
+    float products[16], more[16];
+    const std::int64_t count = std::min<std::int64_t>(16, matrix.rows - 16 * tile);
+    const auto multiply = [&](const Group* one, float* y) {
+        kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, one, 1, 1, y, 16);
+    };
+    multiply(line, products);
+    if (matrix.parts == 2) {
+        const auto can_be_best = [&](float product) { return above_all(product + second) >= above_all(best.product); };
+        if (std::none_of(products, products + count, can_be_best)) return;
+        multiply(line + matrix.blocks, more);
+        std::transform(products, products + count, more, products, std::plus<float>());
+    }
+    for (std::int64_t i = 0; i < count; ++i) take(best, products[i], 16 * tile + i);
+}
+
 }  // namespace
 
 // No product is given without being computed, and none is left out that could be among the k largest: a tile is passed
@@ -187,57 +204,44 @@ std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float
 }
 
 // As above with k = 1, but what a thread finds stays with it, and nothing is sorted: of each stretch of tiles, the one that
-// may hold most is computed while the stretch is screened; the largest product of these is what others must reach.
+// may hold most is computed while the stretch is screened; the largest product of these is what others must reach. A second
+// line is not multiplied where the first says enough, for one token even without a screen.
 std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, bool screens, Best* found) {
     screens = screens && tokens <= std::min(kernels().screened * matrix.parts, MANY);
     const Tokens all = quantized(matrix, x, tokens, [](std::int64_t) {}, screens ? tokens + 1 : MANY);
     const std::int64_t tiles = matrix.tile_rows();
+    const bool has_seconds = matrix.parts == 2 && kernels().layout(matrix.format).last > 0;
     Bests bests(tokens, matrix);
     std::mutex joining;
-    std::atomic<std::int64_t> computed = tokens * tiles;
     const auto each_part = [&](std::int64_t least, auto look) {  // look(first, last, bests)
+        const Bests before = bests;
         spread(tiles, least, [&](std::int64_t first, std::int64_t last) {
-            Bests own(tokens, matrix);
+            Bests own = before;
             look(first, last, own);
             const std::lock_guard<std::mutex> lock(joining);
             bests.take_from(own);
         });
     };
-    if (!screens || !can_screen(all, matrix.blocks)) {
-        each_part(SOME, [&](std::int64_t first, std::int64_t last, Bests& own) {
-            std::vector<float> products(static_cast<std::size_t>(tokens * 16 * SOME));
-            for (; first < last; first += SOME) {
-                const std::int64_t end = std::min(last, first + SOME);
-                multiply(matrix, first, end, all, products.data(), 16 * SOME);
-                own.take_from(products.data(), 16 * SOME, 16 * first, 16 * (end - first));
-            }
-        });
-    } else {
-        computed = 0;
+    std::atomic<std::int64_t> computed = tokens * tiles;
+    if ((screens || (tokens == 1 && has_seconds)) && can_screen(all, matrix.blocks)) {
         const Screen screen(matrix, all);
-        const Numbers most(tokens * tiles);
-        const auto compute = [&](std::int64_t t, std::int64_t tile, Best& own) {  // no second line where the first says enough
-            float products[16], more[16];
-            const std::int64_t count = std::min<std::int64_t>(16, matrix.rows - 16 * tile);
-            const Group* const line = all.groups() + t * matrix.parts * matrix.blocks;
-            const auto multiply = [&](const Group* x, float* y) {
-                kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, x, 1, 1, y, 16);
-            };
-            ++computed;
-            multiply(line, products);
-            if (matrix.parts == 2) {
-                const auto can_be_best = [&](float product) { return above_all(product + screen.second(t)) >= above_all(own.product); };
-                if (std::none_of(products, products + count, can_be_best)) return;
-                multiply(line + matrix.blocks, more);
-                std::transform(products, products + count, more, products, std::plus<float>());
-            }
-            for (std::int64_t i = 0; i < count; ++i) take(own, products[i], 16 * tile + i);
+        const auto compute = [&](std::int64_t t, std::int64_t tile, Best& own) {
+            take_products(matrix, all.groups() + t * matrix.parts * matrix.blocks, screen.second(t), tile, own);
         };
+        if (!screens) {
+            each_part(SOME, [&](std::int64_t first, std::int64_t last, Bests& own) {
+                for (; first < last; ++first) compute(0, first, own[0]);
+            });
+            found[0] = bests[0];
+            return computed;
+        }
+        computed = 0;
+        const Numbers most(tokens * tiles);
         each_part(STRETCH, [&](std::int64_t first, std::int64_t last, Bests& own) {
             for (; first < last; first += STRETCH) {
                 const std::int64_t end = std::min(last, first + STRETCH);
                 screen(first, end, most.data(), tiles);
-                for (std::int64_t t = 0; t < tokens; ++t) {
+                for (std::int64_t t = 0; t < tokens; ++t, ++computed) {
                     float* const its = most.data() + t * tiles;
                     float* const highest = std::max_element(its + first, its + end);
                     compute(t, highest - its, own[t]);
@@ -249,7 +253,19 @@ std::int64_t best(const Matrix& matrix, const float* x, std::int64_t tokens, boo
         each_part(64, [&](std::int64_t first, std::int64_t last, Bests& own) {
             for (; first < last; ++first)
                 for (std::int64_t t = 0; t < tokens; ++t)
-                    if (most.data()[t * tiles + first] >= above_all(reached[t].product)) compute(t, first, own[t]);
+                    if (most.data()[t * tiles + first] >= above_all(reached[t].product)) {
+                        compute(t, first, own[t]);
+                        ++computed;
+                    }
+        });
+    } else {
+        each_part(SOME, [&](std::int64_t first, std::int64_t last, Bests& own) {
+            std::vector<float> products(static_cast<std::size_t>(tokens * 16 * SOME));
+            for (; first < last; first += SOME) {
+                const std::int64_t end = std::min(last, first + SOME);
+                multiply(matrix, first, end, all, products.data(), 16 * SOME);
+                own.take_from(products.data(), 16 * SOME, 16 * first, 16 * (end - first));
+            }
         });
     }
     for (std::int64_t t = 0; t < tokens; ++t) found[t] = bests[t];

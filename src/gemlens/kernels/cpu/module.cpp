@@ -56,7 +56,7 @@ void pack(int format, std::uintptr_t file, std::int64_t rows, std::int64_t block
         const std::lock_guard<std::mutex> lock(joining);
         largest = std::max(largest, own);
     });
-    std::memcpy(at<std::uint8_t>(tiles) + tile_rows * blocks * layout(format).tile, &largest, static_cast<std::size_t>(layout(format).last));
+    if (layout(format).last > 0) std::memcpy(at<std::uint8_t>(tiles) + tile_rows * blocks * layout(format).tile, &largest, sizeof largest);
 }
 
 // Whether there are all these rows; else nothing is written.

@@ -3,17 +3,15 @@
 //     keys, values -> packed, 64 bytes at a time -> scores of a few queries with STEP keys -> weights -> values times weights
 //
 // Queries of one block are of tokens that follow each other and of heads that share their keys: these are the lines. With
-// pairs of bfloat16, 64 bytes are 16 times two numbers, else 16 numbers; sums and weights are in float32. With AVX2, numbers are
-// whole and have sixteen bits: a query, a key and a value have a scale each, and the weights of a line for STEP keys, which take
-// the values' scales with them. As many steps make the largest of them as no sum of products can pass 32 bits with.
+// numbers of sixteen bits, 64 bytes are 16 times two, else 16 times one. A query, a key and a value may have a scale each, and
+// the weights of a line for STEP keys, which take the values' scales with them: so what is not seen changes nothing.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "../kernels.hpp"
+#include "attended.hpp"
 #include "lines.hpp"
 #include "simd.hpp"
 
@@ -21,122 +19,6 @@ namespace gemlens {
 inline namespace GEMLENS_ISA {
 namespace {
 
-#if defined(GEMLENS_BF16)
-constexpr int DEPTH = 2;
-using Number = std::uint16_t;
-using Sums = Simd::Floats;
-float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t, Number* numbers) {
-    std::int64_t i = 0;
-    for (; i + ROWS <= count; i += ROWS) {
-        const __m256bh sixteen = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(values + i), _mm512_set1_ps(factor)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), reinterpret_cast<__m256i>(sixteen));
-    }
-    for (; i < count; ++i) numbers[i] = to_brain(factor * values[i]);
-    return 1.0f;
-}
-// Weights of scores, 2^(score - most), and what they add to 16 totals. Both are as good as numbers of bfloat16 need it.
-float put_weights(float* scores, int count, float most, const float*, float* totals, Number* weights) {
-    __m512 total = _mm512_loadu_ps(totals);
-    for (int j = 0; j < count; j += ROWS) {
-        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(most));
-        // Nothing is left of less than 2^-126; what is no number stays none, as bfloat16 has no ninth bit from below.
-        const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);
-        const __m512 power = _mm512_maskz_mov_ps(counts, power_of(x));
-        total = _mm512_add_ps(total, power);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(power)));
-    }
-    _mm512_storeu_ps(totals, total);
-    return 1.0f;
-}
-Sums add(Sums sums, const void* tile, const void* x) {
-    std::int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    const __m512i pairs = _mm512_loadu_si512(tile), same = _mm512_set1_epi32(pair);
-    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(same));
-}
-#elif defined(GEMLENS_AVX2)
-constexpr int DEPTH = 2;
-using Number = std::int16_t;
-struct Sums {
-    __v8si part[2];  // __m256i would lie in memory, where there are many
-};
-// Steps of the largest of numbers, of which so many are multiplied and summed.
-float steps_for(std::int64_t terms) {
-    return static_cast<float>(std::min(32767.0, std::floor(std::sqrt(2147483647.0 / static_cast<double>(terms)))));
-}
-constexpr float TINY = 1e-33f;  // steps divided by less may not be finite
-// Of what is not finite all numbers are 0, and the scale is NaN.
-float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t terms, Number* numbers) {
-    const float steps = steps_for(terms), largest = largest_of(values, count);
-    const bool is_finite = largest <= std::numeric_limits<float>::max();
-    const float inverse = is_finite && largest > TINY ? steps / largest : 0.0f;
-    for (std::int64_t i = 0; i < count; ++i)
-        numbers[i] = static_cast<Number>(is_finite ? std::nearbyint(values[i] * inverse) : 0.0f);
-    return is_finite ? factor * (largest / steps) : std::numeric_limits<float>::quiet_NaN();
-}
-float put_weights(float* scores, int count, float most, const float* scales, float* totals, Number* weights) {
-    float largest[ROWS] = {}, sums[ROWS] = {};
-    for (int j = 0; j < count; j += ROWS)
-#pragma omp simd
-        for (int i = 0; i < ROWS; ++i) {
-            const float score = scores[j + i], weight = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
-            totals[i] += weight;
-            const float scaled = weight == 0.0f ? 0.0f : weight * scales[j + i];
-            sums[i] += scaled;  // is no number, if one of them is none
-            scores[j + i] = scaled == scaled ? scaled : 0.0f;
-            largest[i] = std::max(largest[i], scores[j + i]);
-        }
-    const float all = *std::max_element(largest, largest + ROWS), steps = steps_for(STEP), inverse = all > TINY ? steps / all : 0.0f;
-    for (int j = 0; j < count; ++j) weights[j] = static_cast<Number>(std::nearbyint(scores[j] * inverse));
-    const float sum = std::accumulate(sums, sums + ROWS, 0.0f);
-    return sum == sum ? all / steps : sum;
-}
-Sums add(Sums sums, const void* tile, const void* x) {
-    std::int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    const __m256i same = _mm256_set1_epi32(pair);
-    const auto* const halves = static_cast<const __m256i*>(tile);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) sums.part[i] += reinterpret_cast<__v8si>(_mm256_madd_epi16(_mm256_loadu_si256(halves + i), same));
-    return sums;
-}
-Simd::Floats real(const Sums& sums) {
-    return Simd::both<Simd::Floats>([&](int i) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sums.part[i])); });
-}
-Sums sums_from(const float*) { return Sums{}; }
-void put_scores(const Sums& sums, float scale, const float* scales, float* scores) {
-    Simd::store(scores, Simd::multiply(real(sums), Simd::multiply(Simd::load(scales), Simd::all(scale))));
-}
-void put_values(const Sums& sums, float factor, float* mixed) {
-    Simd::store(mixed, Simd::multiply_add(real(sums), Simd::all(factor), Simd::load(mixed)));
-}
-#else
-constexpr int DEPTH = 1;
-using Number = float;
-using Sums = Simd::Floats;
-float put_numbers(const float* values, float factor, std::int64_t count, std::int64_t, Number* numbers) {
-    for (std::int64_t i = 0; i < count; ++i) numbers[i] = factor * values[i];
-    return 1.0f;
-}
-float put_weights(float* scores, int count, float most, const float*, float* totals, Number* weights) {
-    for (int j = 0; j < count; j += ROWS)
-#pragma omp simd
-        for (int i = 0; i < ROWS; ++i) {
-            const float score = scores[j + i];
-            weights[j + i] = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
-            totals[i] += weights[j + i];
-        }
-    return 1.0f;
-}
-Sums add(Sums sums, const void* tile, const void* x) {
-    return Simd::multiply_add(Simd::load(static_cast<const float*>(tile)), Simd::all(*static_cast<const float*>(x)), sums);
-}
-#endif
-#if !defined(GEMLENS_AVX2)
-Sums sums_from(const float* mixed) { return Simd::load(mixed); }
-void put_scores(Sums sums, float, const float*, float* scores) { Simd::store(scores, sums); }
-void put_values(Sums sums, float, float* mixed) { Simd::store(mixed, sums); }
-#endif
 constexpr int EACH = ROWS * DEPTH;  // numbers of a tile
 constexpr std::int64_t LINE = DEPTH * sizeof(Number);  // bytes of a line that are multiplied at once
 
@@ -274,8 +156,9 @@ void mix(const Mix& at) {
                     put_scores(sums, own_scales[line], seen_scales + c * ROWS, scores + line * STEP + c * ROWS);
                 });
             for (int line = 0; line < some; ++line)
-                factors[line] = weigh(scores + line * STEP, columns * ROWS, is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin,
-                                      cap, seen_scales + STEP, known[static_cast<std::size_t>(first + line)], own + line * width, width,
+                factors[line] = weigh(scores + line * STEP, columns * ROWS,
+                                      is_whole ? nullptr : hidden.data() + (first + line) / at.each * STEP + begin, cap,
+                                      seen_scales + STEP, known[static_cast<std::size_t>(first + line)], own + line * width, width,
                                       weights + line * STEP);
             each_block(
                 some, {weights, STEP * std::int64_t{sizeof(Number)}, LINE},
