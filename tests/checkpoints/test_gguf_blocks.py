@@ -67,7 +67,9 @@ def test_its_logits_are_those_of_the_numbers_with_activations_in_so_many_bits(
         if model.lm_head.format.is_quantized:
             monkeypatch.setattr(F, "linear", in_blocks)
         wanted = twin(**inputs).logits
-    assert torch.allclose(said, wanted, atol=1e-4 * float(wanted.abs().max()))
+    away = (said - wanted).abs().amax(-1) / wanted.abs().max()
+    assert away.max() <= {8: 2e-3, 16: 1e-4}[bits]
+    assert (away <= 1e-4).float().mean() > 0.9  # a number that lies between two steps of eight bits may become either
 
 
 def test_it_generates(tiny: ModuleType, file: Path) -> None:
