@@ -283,7 +283,9 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
         packed = replace(tiles.pack(data, Q8_0, (1808, 32)), bits=16)
         products = tiles.linear(x, packed)
         found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
-    assert products.argmax() == best.rows == 1800
+        unscreened = tiles.best(x.unsqueeze(0), packed, False)
+    assert products.argmax() == best.rows == unscreened.rows == 1800
+    assert best.products == unscreened.products == products[1800]
     assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
 
 
