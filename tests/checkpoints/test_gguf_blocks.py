@@ -51,7 +51,8 @@ def load(file: Path, **said: object) -> gemlens.Gemma3ForCausalLM:
 def test_its_logits_are_those_of_the_numbers_with_activations_in_so_many_bits(
     tiny: ModuleType, file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, twin, inputs = load(file, quantize="stored", activation_bits=bits), load(file), tiny.prompt("gemma3")
+    model, twin = load(file, quantize="stored", activation_bits=bits), load(file)
+    inputs = {"input_ids": tiny.words(4, 5)}  # none of whose numbers lies between two steps, where it may become either
     assert type(model.lm_head) is BlockLinear
     assert type(model.model.embed_tokens) is BlockEmbedding
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -67,9 +68,7 @@ def test_its_logits_are_those_of_the_numbers_with_activations_in_so_many_bits(
         if model.lm_head.format.is_quantized:
             monkeypatch.setattr(F, "linear", in_blocks)
         wanted = twin(**inputs).logits
-    away = (said - wanted).abs().amax(-1) / wanted.abs().max()
-    assert away.max() <= {8: 2e-3, 16: 1e-4}[bits]
-    assert (away <= 1e-4).float().mean() > 0.9  # a number that lies between two steps of eight bits may become either
+    assert torch.allclose(said, wanted, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_it_generates(tiny: ModuleType, file: Path) -> None:
@@ -84,7 +83,7 @@ def test_it_generates(tiny: ModuleType, file: Path) -> None:
 )
 def test_tokens_are_those_of_all_logits(tiny: ModuleType, file: Path, said: dict[str, object]) -> None:
     """Where logits are asked for, all of them are computed; else those that may be among the largest."""
-    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(1, 6)}
+    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(4, 5)}
     torch.manual_seed(0)
     screened = model.generate(**prompt, max_new_tokens=12, **said)
     torch.manual_seed(0)
@@ -108,7 +107,7 @@ def test_sixteen_bits_are_nearer_to_the_numbers_in_all_layers_at_once(tiny: Modu
 
 @pytest.mark.parametrize("guesses", [{"prompt_lookup_num_tokens": 4}, {"assistant": True}], ids=["prompt", "assistant"])
 def test_guesses_change_no_token(tiny: ModuleType, file: Path, guesses: dict[str, object]) -> None:
-    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(1, 6)}
+    model, prompt = load(file, quantize="stored"), {"input_ids": tiny.words(4, 5)}
     plain = model.generate(**prompt, max_new_tokens=24, do_sample=False)
     if "assistant" in guesses:
         guesses = {"assistant_model": load(file, quantize="stored")}
