@@ -183,10 +183,11 @@ def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path, 
 
 @pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
 @pytest.mark.parametrize("kind", [gemlens.DynamicCache, gemlens.QuantizedCache])
+@pytest.mark.parametrize("begun", [6, 19])
 def test_all_layers_at_once_give_what_each_alone_gives(
-    tiny: ModuleType, file: Path, kind: type[gemlens.DynamicCache], monkeypatch: pytest.MonkeyPatch
+    tiny: ModuleType, file: Path, kind: type[gemlens.DynamicCache], begun: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With padding, beyond the window, one token or several at once; in whatever the cache was begun."""
+    """With padding, beyond the window, one token or many at once; in whatever the cache was begun."""
     model = load(file, quantize="stored")
     ids = tiny.words(3, 40)
     mask = torch.ones_like(ids)
@@ -194,9 +195,9 @@ def test_all_layers_at_once_give_what_each_alone_gives(
 
     def read() -> torch.Tensor:
         with torch.no_grad():
-            said = model(ids[:, :6], attention_mask=mask[:, :6], past_key_values=kind(model.config))
+            said = model(ids[:, :begun], attention_mask=mask[:, :begun], past_key_values=kind(model.config))
         cache, parts = said.past_key_values, [said.logits]
-        for start, stop in pairwise([6, 7, 9, 20, *range(21, 41)]):
+        for start, stop in pairwise([begun, begun + 1, begun + 3, 39, 40]):
             with torch.inference_mode() if start % 2 else torch.no_grad():
                 parts.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache).logits)
         return torch.cat(parts, 1)
@@ -206,6 +207,28 @@ def test_all_layers_at_once_give_what_each_alone_gives(
     monkeypatch.setattr(FusedLayers, "forward", lambda *given: calls.append(given) or Layers.forward(*given))
     assert torch.equal(read(), at_once)
     assert calls
+
+
+@pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
+def test_a_prompt_goes_through_all_layers_at_once_unless_windows_would_forget_most_of_it(
+    tiny: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory for keys is what windows need, layer by layer; the last layer computes one token."""
+    model, together, run = load(file, quantize="stored"), [], FusedLayers._together
+
+    def counted(layers: FusedLayers, hidden: torch.Tensor, *given: object) -> torch.Tensor:
+        together.append(hidden.shape[1])
+        return run(layers, hidden, *given)
+
+    monkeypatch.setattr(FusedLayers, "_together", counted)
+    for length in (40, 200):
+        cache = gemlens.DynamicCache(model.config)
+        with torch.no_grad():
+            model(tiny.words(2, length), past_key_values=cache, logits_to_keep=1)
+        held = [layer.held.shape[2] for layer in cache.layers if layer.is_sliding]
+        assert len(held) == len([window for window in model.config.windows if window])
+        assert max(held) < 40 + 100
+    assert together == [40]
 
 
 def test_a_kind_of_quantized_cache_that_kernels_do_not_know_is_asked_as_any(tiny: ModuleType, file: Path) -> None:

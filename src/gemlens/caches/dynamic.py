@@ -60,16 +60,18 @@ class DynamicLayer:
         given = self._joined(keys, values)
         if keep is not None and self._end - self._first > keep:
             self._first = self._end - keep
-            if self._first > max(_LEAST_ROOM, 2 * keep):  # the memory of what is forgotten
+            if self._first > _most_forgotten(keep):
                 self.change(Tensor.clone)
         return given
 
-    def reserve(self, count: int, keep: int | None) -> "Reserved":
+    def reserve(self, count: int, keep: int | None, like: Tensor) -> "Reserved":
         """Like `append` of `count` new tokens, but their slots, the last ones, are the caller's to write.
 
-        Something must be held already, without gradients.
+        What is held has no gradients; `like`, [B, K, 0, H], is of its dtype.
         """
-        assert self._held is not None
+        if self._held is None:
+            room = *like.shape[:2], count + _LEAST_ROOM, like.shape[3]
+            self._held = like.new_empty(room), like.new_empty(room)
         held = self._held[0]
         is_ready = held.is_contiguous() and held.is_inference() == torch.is_inference_mode_enabled()
         if not is_ready or self._end + count > held.shape[2]:
@@ -218,18 +220,25 @@ class DynamicCache:
         layer = self.layers[layer_idx]
         return layer.append(key_states, value_states, self._keep.get(layer.window))
 
-    def can_reserve(self, rows: int, dtype: torch.dtype) -> bool:
-        """Whether every layer holds something of so many rows in a dtype, without gradients."""
-        held = [layer.held for layer in self.layers]
-        return all(
-            each is not None and each.dtype is dtype and each.shape[0] == rows and not each.requires_grad
-            for each in held
+    def can_reserve(self, count: int, rows: int, dtype: torch.dtype) -> bool:
+        """Whether `reserve` serves all layers for so many new tokens a row.
+
+        Not if something else is held than so many rows in a dtype, without gradients; nor where sliding layers would
+        forget so many of the new tokens that their memory is better given back layer by layer.
+        """
+        keeps = [self._keep.get(layer.window) for layer in self.layers]
+        held = [layer.held for layer in self.layers if layer.held is not None]
+        return all(keep is None or count - keep <= _most_forgotten(keep) for keep in keeps) and all(
+            each.dtype is dtype and each.shape[0] == rows and not each.requires_grad for each in held
         )
 
-    def reserve(self, count: int, layer_idx: int) -> Reserved:
-        """Like `update` of `count` new tokens a row, but their slots, the last ones, are the caller's to write."""
+    def reserve(self, count: int, layer_idx: int, like: Tensor) -> Reserved:
+        """Like `update` of `count` new tokens a row, but their slots, the last ones, are the caller's to write.
+
+        What is held is like `like`, [B, K, 0, H].
+        """
         layer = self.layers[layer_idx]
-        return layer.reserve(count, self._keep.get(layer.window))
+        return layer.reserve(count, self._keep.get(layer.window), like)
 
     def crop(self, max_length: int) -> None:
         """Forgets all but the first `max_length` slots; a negative number forgets that many at the end.
@@ -290,6 +299,11 @@ class DynamicCache:
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         return iter(self.to_legacy_cache())
+
+
+def _most_forgotten(keep: int) -> int:
+    """How many slots before those that are held may still take memory."""
+    return max(_LEAST_ROOM, 2 * keep)
 
 
 def _slots_needed(span: Span, window: int) -> int:

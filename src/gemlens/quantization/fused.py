@@ -1,7 +1,7 @@
 """Decoder layers whose products are of blocks, as native calls instead of some fifty of torch for each layer.
 
     FusedLayer      project (norm, products, norms of heads, rotation) -> cache -> attend -> finish (product, norm, MLP)
-    FusedLayers     all of that for a few tokens and all layers at once, where a DynamicCache has room for their keys
+    FusedLayers     all of that for all layers at once, where a DynamicCache makes room for their keys
     FusedNorm       the norm after them
 
 The layer that is replaced stays inside: it is the specification, and it does what the native calls cannot.
@@ -29,7 +29,6 @@ from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-FEW = 15  # tokens of a row that go through all layers in one call
 # What is held by caches that kernels write to. Attention of a prompt rounds keys and values to bfloat16 in any case.
 HELD: dict[type, torch.dtype] = {DynamicCache: torch.bfloat16, QuantizedCache: torch.int8}
 
@@ -90,6 +89,11 @@ class FusedLayer(nn.Module):
         native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
         return result.to(hidden.dtype), None
 
+    def room(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """Keys or values of no token, [B, K, 0, H], or more in int8."""
+        size = self.layer.self_attn.head_dim
+        return torch.empty(rows, self.kv_heads, 0, width_in_bytes(size) if dtype is torch.int8 else size, dtype=dtype)
+
     def native(self) -> Any:
         """The native layer; it holds addresses of the weights, so it is made anew when these move."""
         if self._native is None:
@@ -134,10 +138,19 @@ class FusedLayers(Layers):
 
     def forward(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None, dtype: torch.dtype) -> Tensor:
         """See Layers.forward."""
-        if not self._serves(hidden, calls, cache):
+        if not self._serves(hidden, cache):
             return super().forward(hidden, calls, cache, dtype)
         assert isinstance(cache, DynamicCache)
+        count = len(self) if len(calls[-1][1].query) == hidden.shape[1] else len(self) - 1
+        hidden = self._together(hidden, calls[:count], cache)
+        for layer, (rotation, view) in zip([*self][count:], calls[count:], strict=True):  # of a prompt's last token
+            hidden, _ = layer(hidden, rotation, view, cache, False, dtype)
+        return hidden
+
+    def _together(self, hidden: Tensor, calls: Sequence[Call], cache: DynamicCache) -> Tensor:
+        """The first layers, as many as there are calls."""
         batch, steps, _ = hidden.shape
+        kept = HELD[type(cache)]
         held: list[Any] = []  # what native code has addresses of
         views: list[tuple[list[int], int]] = []
         kinds: dict[int, tuple[int, int, int]] = {}  # of calls: addresses of the rotation, and the number of the view
@@ -151,7 +164,7 @@ class FusedLayers(Layers):
                     seen_by = numbers_of(view)
                     held.append(seen_by)
                     views.append((addresses(seen_by), reach(view.window)))
-            keys, values, first, end = cache.reserve(steps, index)
+            keys, values, first, end = cache.reserve(steps, index, cast(FusedLayer, layer).room(batch, kept))
             row, head, slot, _ = keys.stride()
             begin = first * slot * keys.element_size()
             seen = keys.data_ptr() + begin, values.data_ptr() + begin, row, head, end - first
@@ -159,20 +172,19 @@ class FusedLayers(Layers):
         cos = calls[0][0][0]
         result = hidden.float().clone(memory_format=torch.contiguous_format)
         machine().native.run(  # type: ignore[union-attr]  # can_fuse asked for it
-            turns, KEPT.index(HELD[type(cache)]), views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
+            turns, KEPT.index(kept), views, batch, steps, cos.shape[0] * cos.shape[1], result.data_ptr()
         )
         return result.to(hidden.dtype)
 
-    def _serves(self, hidden: Tensor, calls: Sequence[Call], cache: Cache | None) -> bool:
-        """Whether one call does it: few tokens, all of them wanted, and a cache to write to that has begun."""
+    def _serves(self, hidden: Tensor, cache: Cache | None) -> bool:
+        """Whether one call does it, for a cache to write to."""
         batch, steps, _ = hidden.shape
-        is_asked = steps <= FEW and len(calls[-1][1].query) == steps
-        if not is_asked or (torch.is_grad_enabled() and hidden.requires_grad):
-            return False
-        if type(cache) not in HELD:  # others keep it elsewhere
+        if (torch.is_grad_enabled() and hidden.requires_grad) or type(cache) not in HELD:  # others keep it elsewhere
             return False
         assert isinstance(cache, DynamicCache)
-        return cache.can_reserve(batch, HELD[type(cache)]) and all(isinstance(layer, FusedLayer) for layer in self)
+        return cache.can_reserve(steps, batch, HELD[type(cache)]) and all(
+            isinstance(layer, FusedLayer) for layer in self
+        )
 
 
 class FusedNorm(nn.Module):

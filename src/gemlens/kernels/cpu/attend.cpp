@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 
 namespace gemlens {
 namespace {
@@ -58,7 +57,7 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
     const std::int64_t most = std::max<std::int64_t>(1, LINES / each);
     const std::int64_t steps = (memory.length + STEP - 1) / STEP, bytes = by.step_bytes(size);
     const std::int64_t pairs = memory.rows * kv_heads, parts = (memory.steps + most - 1) / most;
-    const std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[static_cast<std::size_t>(pairs * steps * bytes)]);
+    const Room<std::uint8_t> packed(pairs * steps * bytes);
     spread(pairs * steps, 1, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t pair = i / steps, from = i % steps * STEP;
@@ -67,7 +66,7 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
                 return static_cast<const char*>(states) + place * size_of(memory.kept);
             };
             by.pack(at_place(memory.keys), at_place(memory.values), memory.kept, std::min(STEP, memory.length - from), size,
-                    memory.token, packed.get() + i * bytes);
+                    memory.token, packed.data() + i * bytes);
         }
     });
     // Later tokens see more: the longest parts come first, each alone, so that threads end together.
@@ -76,7 +75,7 @@ void attend_many(const Mixer& by, const Heads& at, const Memory& memory, const f
         const std::int64_t first = part * most;
         const std::int64_t place = ((row * memory.steps + first) * at.heads + pair % kv_heads * each) * size;
         by.mix({queries + place, at.heads * size, std::min(most, memory.steps - first), each, size,
-                packed.get() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap, mixed + place});
+                packed.data() + pair * steps * bytes, memory.length, memory.sight, row, first, at.scale, at.cap, mixed + place});
     });
 }
 

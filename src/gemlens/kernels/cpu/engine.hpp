@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels.hpp"
 #include "pool.hpp"
+#include "room.hpp"
 
 namespace gemlens {
 
@@ -27,19 +27,6 @@ void spread(std::int64_t count, std::int64_t least, Each each) {
     const std::int64_t parts = std::clamp<std::int64_t>(count / least, 1, 4 * pool().size());
     pool().run(static_cast<int>(parts), [&](int part) { each(count * part / parts, count * (part + 1) / parts); });
 }
-
-// Room for what is all written before it is read.
-template <class Each>
-class Room {
-public:
-    Room() = default;
-    explicit Room(std::int64_t count) : place_(new Each[static_cast<std::size_t>(count)]) {}
-    Each* data() const { return place_.get(); }
-
-private:
-    std::unique_ptr<Each[]> place_;
-};
-using Numbers = Room<float>;
 
 struct Matrix {
     int format;

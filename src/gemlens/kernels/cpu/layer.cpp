@@ -5,29 +5,32 @@
 namespace gemlens {
 namespace {
 
-constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's products together
+constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's products together, so that what lies between stays small
 
 }  // namespace
 
 void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                     float* values) const {
-    const std::int64_t width = query.width();
-    const Numbers normed(tokens * width);
-    multiply({{&query, queries}, {&key, keys}, {&value, values}},
-             quantized(query, normed.data(), tokens, [&](std::int64_t t) {
-                 kernels().norm(hidden + t * width, before_attention, width, eps, normed.data() + t * width);
-             }));
+    const std::int64_t width = query.width(), own = kv_heads * size;
+    const Numbers normed(std::min(tokens, STRETCH) * width);
     const auto turn = [&](float* head, const float* weight, std::int64_t token) {
         if (weight) kernels().norm(head, weight, size, eps, head);
         const std::int64_t place = token % by.turns * size;
         kernels().rotate(head, by.cos + place, by.sin + place, size);
     };
-    spread(tokens, 16, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t t = first; t < last; ++t) {
-            for (std::int64_t n = 0; n < heads; ++n) turn(queries + (t * heads + n) * size, query_norm, t);
-            for (std::int64_t k = 0; k < kv_heads; ++k) turn(keys + (t * kv_heads + k) * size, key_norm, t);
-        }
-    });
+    for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
+        const std::int64_t count = std::min(STRETCH, tokens - begin);
+        multiply({{&query, queries + begin * heads * size}, {&key, keys + begin * own}, {&value, values + begin * own}},
+                 quantized(query, normed.data(), count, [&](std::int64_t t) {
+                     kernels().norm(hidden + (begin + t) * width, before_attention, width, eps, normed.data() + t * width);
+                 }));
+        spread(count, 16, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t t = begin + first; t < begin + last; ++t) {
+                for (std::int64_t n = 0; n < heads; ++n) turn(queries + (t * heads + n) * size, query_norm, t);
+                for (std::int64_t k = 0; k < kv_heads; ++k) turn(keys + (t * kv_heads + k) * size, key_norm, t);
+            }
+        });
+    }
 }
 
 // result = hidden + norm(part), of one token; the part is overwritten.
@@ -37,7 +40,6 @@ void Layer::add(float* part, const float* weight, const float* hidden, float* re
     for (std::int64_t i = 0; i < width; ++i) result[i] = hidden[i] + part[i];
 }
 
-// A stretch of tokens after the other, so that what lies between the products stays small.
 void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const {
     const std::int64_t most = std::min(tokens, STRETCH), width = query.width();
     const Numbers part(most * width), normed(most * width), inner(most * gate.rows), upper(most * up.rows);
@@ -63,7 +65,7 @@ void Layer::finish(std::int64_t tokens, const float* mixed, const float* hidden,
 
 void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const Seen& seen, float* hidden) const {
     const std::int64_t tokens = rows * steps, own = kv_heads * size;
-    const Numbers queries(tokens * heads * size), mixed(tokens * heads * size), keys(tokens * own), values(tokens * own);
+    const Numbers queries(tokens * heads * size), keys(tokens * own), values(tokens * own);
     project(tokens, hidden, by, queries.data(), keys.data(), values.data());
     const bool in_bytes = seen.kept == Kept::BYTES;
     const std::int64_t next = in_bytes ? width_of_bytes(size) : size;
@@ -83,8 +85,8 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
     });
     attend({heads, kv_heads, size, scale, cap},
            {rows, steps, seen.length, seen.keys, seen.values, seen.kept, seen.row, seen.head, next, seen.sight},
-           queries.data(), mixed.data());
-    finish(tokens, mixed.data(), hidden, hidden);
+           queries.data(), queries.data());
+    finish(tokens, queries.data(), hidden, hidden);
 }
 
 }  // namespace gemlens

@@ -193,6 +193,7 @@ void run(const nb::list& turns, int kept, const std::vector<std::pair<std::vecto
     std::vector<Turn> all;
     for (const nb::handle& each : turns) all.push_back(turn_of(nb::cast<nb::tuple>(each), static_cast<Kept>(kept), sights));
     const nb::gil_scoped_release released;
+    const Shelf shelf;
     for (const auto& [layer, seen, cos, sin] : all) layer->run(rows, steps, {cos, sin, rotations}, seen, at<float>(hidden));
 }
 

@@ -37,6 +37,7 @@ void PatchLayer::normalize(const Norm& norm, const float* hidden, float* normed)
 }
 
 void PatchLayer::run(std::int64_t rows, std::int64_t patches, const float* hidden, float* result) const {
+    const Shelf shelf;
     const std::int64_t width = query.matrix.rows, size = width / heads, most = std::min(patches, STRETCH);
     const Numbers normed(most * width), queries(patches * width), keys(patches * width), values(patches * width);
     for (std::int64_t row = 0; row < rows; ++row) {

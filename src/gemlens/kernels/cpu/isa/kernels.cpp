@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -113,18 +114,30 @@ void put_group(const float* numbers, float largest, Group& group) {
     group.total = group.scale * static_cast<float>(less) - group.peak;
 }
 
-// Takes from a group its peak, which has that size, and gives its place.
-int take_peak(float* numbers, float size, Group& group) {
-    float* const place = std::find_if(numbers, numbers + GROUP, [size](float number) { return std::fabs(number) == size; });
-    group.peak = std::exchange(*place, 0.0f);
-    return static_cast<int>(place - numbers);
+// Where the first number of that size lies, and what it is; the others go to `left`, and 0 for it.
+std::pair<int, float> take_peak(const float* numbers, float size, float* left) {
+    int place = GROUP;
+#pragma omp simd reduction(min : place)
+    for (int i = 0; i < GROUP; ++i) place = std::min(place, std::fabs(numbers[i]) == size ? i : GROUP);
+    for (int i = 0; i < GROUP; ++i) left[i] = i == place ? 0.0f : numbers[i];
+    return {place, numbers[place]};
+}
+
+// In several sums, as each addition waits for the one before it.
+template <class Number>
+Number squares_of(const float* x, std::int64_t size) {
+    constexpr int AT_ONCE = 128 / sizeof(Number);
+    Number sums[AT_ONCE] = {};
+    std::int64_t i = 0;
+    for (; i + AT_ONCE <= size; i += AT_ONCE)
+        for (int j = 0; j < AT_ONCE; ++j) sums[j] += static_cast<Number>(x[i + j]) * static_cast<Number>(x[i + j]);
+    for (; i < size; ++i) sums[0] += static_cast<Number>(x[i]) * static_cast<Number>(x[i]);
+    return std::accumulate(sums, sums + AT_ONCE, Number{0});
 }
 
 // What a peak of a token is larger than; infinite or NaN where one of its numbers is.
 double size_of_peaks(const float* numbers, std::int64_t count) {
-    double squares = 0.0;
-#pragma omp simd reduction(+ : squares)
-    for (std::int64_t i = 0; i < count; ++i) squares += static_cast<double>(numbers[i]) * static_cast<double>(numbers[i]);
+    const double squares = squares_of<double>(numbers, count);
     return std::max(PEAK * std::sqrt(squares / static_cast<double>(count)), static_cast<double>(SMALLEST));
 }
 
@@ -137,8 +150,9 @@ void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, st
         Group& group = quantized[g * stride];
         group.peak = 0.0f;
         if (static_cast<double>(largest) > least) {
-            std::copy_n(own, GROUP, left);
-            next = static_cast<std::int32_t>(g * GROUP) + take_peak(left, largest, group);
+            const auto [place, peak] = take_peak(own, largest, left);
+            next = static_cast<std::int32_t>(g * GROUP) + place;
+            group.peak = peak;
             own = left;
             largest = largest_of(left, GROUP);
         }
@@ -394,15 +408,8 @@ void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, 
     }
 }
 
-float sum_of_products(const float* a, const float* b, std::int64_t size) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = 0; i < size; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
 void norm(const float* x, const float* weight, std::int64_t size, float eps, float* y) {
-    const float factor = 1.0f / std::sqrt(sum_of_products(x, x, size) / static_cast<float>(size) + eps);
+    const float factor = 1.0f / std::sqrt(squares_of<float>(x, size) / static_cast<float>(size) + eps);
 #pragma omp simd
     for (std::int64_t i = 0; i < size; ++i) y[i] = x[i] * factor * weight[i];
 }
