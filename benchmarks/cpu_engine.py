@@ -202,8 +202,9 @@ def batches(text: Text) -> list[Claim]:
 
 
 def in_turns(
-    kinds: Mapping[str, Kind], text: Text, length: int, decode: dict[str, list[float]], prefill: dict[str, list[float]]
-) -> Iterator[int]:
+    kinds: Mapping[str, Kind], text: Text, length: int, decode: dict[str, list[float]], prefill: dict[str, list[float]],
+    draws: bool = False,
+) -> Iterator[int]:  # fmt: skip
     """Rounds, each after all kinds were asked; their tokens per second are added to `decode` and `prefill`."""
     with workers(kinds) as running:
         for worker in running.values():
@@ -211,16 +212,16 @@ def in_turns(
             worker.ask("run", rows=[text.prompt(64, 0)], new=4)
         for number in range(ROUNDS):
             for name, worker in running.items():
-                moments = worker.ask("run", rows=[text.prompt(length, number)], new=NEW)
+                moments = worker.ask("run", rows=[text.prompt(length, number)], new=NEW, draws=draws)
                 decode[name].append(rate(moments))
                 prefill[name].append(length / moments[0])
             yield number
 
 
-def side_by_side(kinds: Mapping[str, Kind], text: Text, length: int, what: str) -> list[Claim]:
+def side_by_side(kinds: Mapping[str, Kind], text: Text, length: int, what: str, draws: bool = False) -> list[Claim]:
     """Decode and prefill of one length; the first kind is ours."""
     decode, prefill = ({name: [] for name in kinds} for _ in "dp")
-    for _ in in_turns(kinds, text, length, decode, prefill):
+    for _ in in_turns(kinds, text, length, decode, prefill, draws):
         pass
     return [
         Claim(f"decode after {length} tokens, {what}", "tokens/s", decode, True),
@@ -238,6 +239,11 @@ def sixteen(text: Text) -> list[Claim]:
     """Activations in sixteen bits, beside eight and the other libraries."""
     what = "activations in sixteen bits"
     return side_by_side({f"gemlens, {what}": gemlens(REAL, activation_bits=16), **KINDS}, text, PREFILL, what)
+
+
+def drawn(text: Text) -> list[Claim]:
+    """Tokens that are drawn, with the settings of Gemma 3's checkpoints, instead of the likeliest ones."""
+    return side_by_side(KINDS, text, 128, "drawn with top_k=64 and top_p=0.95", True)[:1]
 
 
 def caches(text: Text) -> list[Claim]:
@@ -364,8 +370,8 @@ def lines(claims: list[Claim], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Text], list[Claim]]] = {
-    "answers": answers, "batches": batches, "threads": threads, "sixteen": sixteen, "caches": caches, "large": large,
-    "pictures": pictures, "encoders": encoders, "beginnings": beginnings,
+    "answers": answers, "drawn": drawn, "batches": batches, "threads": threads, "sixteen": sixteen, "caches": caches,
+    "large": large, "pictures": pictures, "encoders": encoders, "beginnings": beginnings,
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A library in a process of its own, in its own environment: each line of JSON on stdin is a question, answered by one.
 
     {"do": "load", "path": ...}         seconds; there may be settings of the library too
-    {"do": "run", "rows": [[id, ...], ...], "new": n}   seconds from the call until each of n tokens of all rows
+    {"do": "run", "rows": [[id, ...], ...], "new": n}   seconds from the call until each of n tokens of all rows; with
+                                        "draws": true they are drawn
     {"do": "judge", "ids": [id, ...]}   of each token but the first: its negative log-likelihood, and the likeliest one
     {"do": "encode", "pixels": n}       seconds that a picture encoder takes for n x n pixels by chance
     {"do": "memory"}                    bytes: that the process began with, has now, and had at most
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+DRAWN = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}  # as Gemma 3's checkpoints ask for
+
 
 class Library(Protocol):
     """What is asked of one."""
@@ -24,8 +27,8 @@ class Library(Protocol):
     def load(self, path: str, **settings: Any) -> None:
         """Holds the model of a path, and nothing else any more."""
 
-    def run(self, rows: list[list[int]], new: int) -> list[float]:
-        """Continues rows of one length greedily, never ending early: time.perf_counter() at each token."""
+    def run(self, rows: list[list[int]], new: int, draws: bool = False) -> list[float]:
+        """Continues rows of one length greedily, or as DRAWN says, never ending early: time.perf_counter() at each."""
 
     def encode(self, pixels: int) -> float:
         """Seconds that a picture encoder takes for a picture by chance."""

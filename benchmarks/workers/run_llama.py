@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from llama_cpp import Llama
-from protocol import serve
+from protocol import DRAWN, serve
 
 THREADS = 2
 
@@ -19,11 +19,12 @@ class LlamaCpp:
         self.model = None
         self.model = Llama(path, n_threads=THREADS, n_threads_batch=THREADS, verbose=False, **settings)
 
-    def run(self, rows: list[list[int]], new: int) -> list[float]:
+    def run(self, rows: list[list[int]], new: int, draws: bool = False) -> list[float]:
         (ids,) = rows
         self.model.reset()
         found = []
-        for _ in self.model.generate(ids, temp=0.0):
+        drawn = {"temp": DRAWN["temperature"], "top_k": DRAWN["top_k"], "top_p": DRAWN["top_p"], "min_p": 0.0}
+        for _ in self.model.generate(ids, **(drawn if draws else {"temp": 0.0})):
             found.append(time.perf_counter())
             if len(found) == new:
                 break

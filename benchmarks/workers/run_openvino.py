@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
-from protocol import serve
+from protocol import DRAWN, serve
 
 THREADS = 2
 
@@ -39,9 +39,11 @@ class OpenVino:
             path, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=THREADS, **settings
         )
 
-    def run(self, rows: list[list[int]], new: int) -> list[float]:
+    def run(self, rows: list[list[int]], new: int, draws: bool = False) -> list[float]:
         ids, moments = np.array(rows, np.int64), Moments()
-        config = genai.GenerationConfig(max_new_tokens=new, ignore_eos=True, do_sample=False)
+        config = genai.GenerationConfig(
+            max_new_tokens=new, ignore_eos=True, do_sample=draws, **(DRAWN if draws else {})
+        )
         given = genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
         self.model.generate(given, config, moments)
         return moments.found

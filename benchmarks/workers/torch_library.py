@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import torch
+from protocol import DRAWN
 from torch import Tensor
 
 
@@ -25,13 +26,13 @@ class TorchLibrary:
 
     model: Any = None
 
-    def run(self, rows: list[list[int]], new: int, pixels: int = 0) -> list[float]:
+    def run(self, rows: list[list[int]], new: int, draws: bool = False, pixels: int = 0) -> list[float]:
         """See protocol.Library; `pixels`: of a side of the picture that each row begins with, or 0."""
         ids, moments = torch.tensor(rows), Moments()
         pictures = {"pixel_values": torch.rand(len(rows), 3, pixels, pixels).to(self.model.dtype)} if pixels else {}
         self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None,
-            pad_token_id=0, streamer=moments, **pictures,
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=draws, eos_token_id=None,
+            pad_token_id=0, streamer=moments, **pictures, **(DRAWN if draws else {}),
         )  # fmt: skip
         return moments.found[1:]  # the first is the prompt
 

@@ -127,18 +127,25 @@ def test_a_screen_that_finds_nothing_is_left_out_for_the_next_tokens(monkeypatch
     layer = BlockLinear(torch.nn.Linear(64, 160, bias=False), Q8_0)
     weight = quantize(torch.randn(160, 64, generator=torch.Generator().manual_seed(0)), Q8_0)
     layer.weight = torch.nn.Parameter(layer.keep(weight), requires_grad=False)
-    shares = []
     for in_vain in (False, True):
+        asked = []
 
-        def found(x: torch.Tensor, packed: tiles.Tiles, k: int, computed: float = float(in_vain)) -> tiles.Largest:
-            shares.append(computed)
-            return tiles.Largest(tiles.largest(x, packed, k).products, computed)
+        def found(
+            x: torch.Tensor,
+            packed: tiles.Tiles,
+            k: int,
+            screens: bool,
+            asked: list[bool] = asked,
+            share: float = in_vain,
+        ) -> tiles.Largest:
+            asked.append(screens)
+            return replace(tiles.largest(x, packed, k, screens), computed=share)
 
         monkeypatch.setattr(blocks, "largest", found)
         for number in range(50):
             x = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(number))
             assert torch.equal(layer.largest(x, 3).values.topk(3).values, layer(x).topk(3).values)
-    assert shares == [0.0] * 50 + [1.0] * 2
+        assert [number for number, screens in enumerate(asked) if screens] == ([0, 32] if in_vain else [*range(50)])
 
 
 def test_where_a_screen_finds_nothing_the_best_of_the_next_tokens_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

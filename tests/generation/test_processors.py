@@ -88,6 +88,16 @@ def test_scores_equal_the_references(name: str, arguments: tuple[Any, ...], leng
         assert torch.equal(before[1], scores)  # the model's logits may be recorded
 
 
+@pytest.mark.parametrize(("name", "arguments"), WARPERS, ids=str)
+def test_a_row_most_of_whose_tokens_are_forbidden_is_warped_as_any(name: str, arguments: tuple[Any, ...]) -> None:
+    ids, scores = batch(4, 2, ties=False)
+    scores[:, ::2] = -torch.inf
+    process = mine(name)(*ours_of(arguments))
+    assert torch.equal(process(ids[:1], scores[:1]), process(ids, scores)[:1])
+    forbidden = torch.full_like(scores[:1], -torch.inf)
+    assert torch.equal(warpers.TopKLogitsWarper(3)(ids[:1], forbidden), forbidden)
+
+
 def test_every_rule_of_ours_is_compared() -> None:
     compared = {name for name, _ in PROCESSORS + WARPERS}
     classes = {name for module in (rules, warpers) for name in vars(module) if name.endswith(("Processor", "Warper"))}

@@ -245,11 +245,12 @@ def test_every_format_of_the_kernels_is_a_format() -> None:
 @given(
     count=st.integers(1, 3000), width=st.integers(1, 6), k=st.integers(1, 50), seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.0, 0.1, 1.0, 1e36]), ties=st.booleans(), outliers=st.integers(0, 6),
-    bits=st.sampled_from([8, 16]),
+    bits=st.sampled_from([8, 16]), screens=st.booleans(),
 )  # fmt: skip
 def test_the_largest_products_are_those_of_all(
-    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool, outliers: int, bits: int
-) -> None:
+    kernels: str, count: int, width: int, k: int, seed: int, spread: float, ties: bool, outliers: int, bits: int,
+    screens: bool,
+) -> None:  # fmt: skip
     shape, chance = (count, 32 * width), torch.Generator().manual_seed(seed)
     data = blocks(Q8_0, count * width, seed)
     if ties and count > 1:  # every second row is the same
@@ -260,7 +261,7 @@ def test_the_largest_products_are_those_of_all(
     with using(tiles, kernels):
         packed = replace(tiles.pack(data, Q8_0, shape), bits=bits)
         products = tiles.linear(x, packed)
-        found = tiles.largest(x, packed, min(k, count))
+        found = tiles.largest(x, packed, min(k, count), screens)
     least = products.topk(min(k, count)).values[-1]
     assert torch.equal(found.products, products.where(products >= least, -torch.inf))
     assert found.products.isfinite().float().mean() <= found.computed <= 1
@@ -283,10 +284,11 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
         packed = replace(tiles.pack(data, Q8_0, (1808, 32)), bits=16)
         products = tiles.linear(x, packed)
         found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
-        unscreened = tiles.best(x.unsqueeze(0), packed, False)
-    assert products.argmax() == best.rows == unscreened.rows == 1800
-    assert best.products == unscreened.products == products[1800]
+        all_found, all_best = tiles.largest(x, packed, 1, False), tiles.best(x.unsqueeze(0), packed, False)
+    assert products.argmax() == best.rows == all_best.rows == 1800
+    assert best.products == all_best.products == products[1800]
     assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
+    assert torch.equal(all_found.products, found.products)
 
 
 @every_kernel

@@ -121,7 +121,8 @@ def _run(
     is_recorded = bool(recorded) or (
         settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
     )
-    largest = None if is_recorded or settings.num_beams > 1 else largest_needed(processors, settings.draws)
+    needed = None if settings.num_beams > 1 else largest_needed(processors, settings.draws)
+    largest = None if is_recorded else needed
     criteria = stopping.StoppingCriteriaList([stopping.MaxLengthCriteria(length.most), *company.criteria])
     if settings.max_time is not None:
         criteria.append(stopping.MaxTimeCriteria(settings.max_time))
@@ -134,7 +135,8 @@ def _run(
     return Run(
         reader=Reader(model, prompt, cache, settings.prefill_chunk_size, recorded, compiled, largest),
         ids=prompt.ids,
-        choose=Chooser(processors, settings.draws, company.generator),
+        # Whether or not logits are recorded, so that a seed gives the same tokens.
+        choose=Chooser(processors, settings.draws, company.generator, needed is not None and model.finds_largest),
         has_ended=criteria,
         padding=ids_of(settings.pad_token_id)[0],
         record=Record(settings),

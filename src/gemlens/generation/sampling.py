@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,11 +102,13 @@ class Chooser:
         processors: change the scores first.
         do_sample: draw; else take the most probable token.
         generator: draws; None for torch's own.
+        of_possible: of one row, draws by numbers for the tokens that are possible, not for all as the reference does.
     """
 
     processors: LogitsProcessorList
     do_sample: bool = False
     generator: torch.Generator | None = None
+    of_possible: bool = False
 
     def __call__(self, input_ids: Tensor, logits: Logits) -> tuple[Tensor, Tensor]:
         """(ids [B, S] so far, logits [B, V]) -> the next ids [B] and the scores [B, V] they were chosen by.
@@ -123,8 +126,14 @@ class Chooser:
         best, token = best_of(scores)
         check_finite(best, values)
         if self.do_sample:
-            token = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
+            token = self._drawn(scores)
         return token, scores
+
+    def _drawn(self, scores: Tensor) -> Tensor:
+        if not self.of_possible or len(scores) > 1:
+            return torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
+        possible = torch.from_numpy(np.flatnonzero(scores[0].numpy() != -np.inf))
+        return possible[torch.multinomial(scores[0, possible].softmax(-1), 1, generator=self.generator)]
 
 
 def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:

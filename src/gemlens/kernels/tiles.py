@@ -118,18 +118,24 @@ class Largest:
 
     Args:
         products: float32 [N]; those that are smaller than the k-th largest are -inf.
-        computed: what part of all products was computed.
+        computed: what part of all products was computed in full.
     """
 
     products: Tensor
     computed: float
 
 
-def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
+def largest(x: Tensor, tiles: Tiles, k: int, screens: bool = True) -> Largest:
     """The k largest of the products of one x [K] with all rows.
 
     They are those of `linear`, to the last bit. In Q8_0 about half of the bytes are read: the upper halves of codes
     say which products can be among the largest (see `largest` in largest.cpp), and only these are computed.
+
+    Args:
+        x: [K].
+        tiles: the rows.
+        k: how many products are wanted.
+        screens: False to read all. Of an x in sixteen bits, the first eight then say what the upper halves would.
 
     Raises:
         InputError: x is not [K], or k is not from 1 to N.
@@ -141,7 +147,7 @@ def largest(x: Tensor, tiles: Tiles, k: int) -> Largest:
     native, full = machine().native, x.float().contiguous()
     if native is not None and tiles.format is Q8_0:
         products = torch.empty(tiles.shape[0])
-        computed = native.largest(*tiles.matrix, full.data_ptr(), k, products.data_ptr())
+        computed = native.largest(*tiles.matrix, full.data_ptr(), k, screens, products.data_ptr())
         if computed >= 0:  # x is finite, and not very large
             return Largest(products, computed / math.ceil(tiles.shape[0] / 16))
     products = linear(full, tiles)

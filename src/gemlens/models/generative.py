@@ -54,6 +54,11 @@ class GenerativeModel(PreTrainedModel):
     answer_type: ClassVar[int | None] = None
     _generation_config: "GenerationConfig | None" = None
 
+    @property
+    def finds_largest(self) -> bool:
+        """Whether the head finds the largest logits without computing all of them."""
+        return isinstance(self.get_output_embeddings(), FindingHead)
+
     @abstractmethod
     def span(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

@@ -87,14 +87,15 @@ class BlockLinear(_Unsaved, nn.Linear):
         before = hidden.shape[:-1]
         found: Best | Largest
         if count == 1:
-            found = best(hidden.flatten(0, -2), self.tiles, looks)
+            found, most = best(hidden.flatten(0, -2), self.tiles, looks), 0.5
             logits = Logits(found.products.view(*before, 1), found.rows.view(*before, 1))
-        elif looks and self.format is Q8_0 and before.numel() == 1:
-            found = largest(hidden.flatten(), self.tiles, min(count, self.out_features))
+        elif self.format is Q8_0 and before.numel() == 1:
+            found = largest(hidden.flatten(), self.tiles, min(count, self.out_features), looks)
+            most = 0.2  # they are sorted, too
             logits = Logits(found.products.view(*before, -1))
         else:
             return Logits(self(hidden))
-        if looks and found.computed > 0.5:
+        if looks and found.computed > most:  # to read all would have taken less time
             self._unscreened = _UNSCREENED
         return logits
 

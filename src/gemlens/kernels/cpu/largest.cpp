@@ -82,6 +82,23 @@ public:
                            [more = second(t)](float reach) { return above_all(reach + more); });
     }
 
+    // The same of one token, by the products of its first line.
+    void by_first_line(std::int64_t first, std::int64_t last, float* most) const {
+        const auto& [format, tiles, rows, blocks, parts] = matrix_;
+        for (; first < last; first += SOME) {
+            float products[16 * SOME];
+            const std::int64_t end = std::min(last, first + SOME);
+            std::fill(products, products + 16 * SOME, -INFINITE);  // of rows that are none
+            kernels().linear(format, tiles, rows, blocks, first, end, x_.groups(), 1, 1, products, 16 * SOME);
+            for (std::int64_t tile = first; tile < end; ++tile) {
+                float highest = -INFINITE;
+                for (const float *each = products + 16 * (tile - first), *const behind = each + 16; each < behind; ++each)
+                    highest = std::max(highest, above_all(*each + second(0)));
+                most[tile] = highest;
+            }
+        }
+    }
+
 private:
     std::int64_t stride() const { return matrix_.parts * matrix_.blocks; }
 
@@ -165,14 +182,15 @@ void take_products(const Matrix& matrix, const Group* line, float second, std::i
 
 // No product is given without being computed, and none is left out that could be among the k largest: a tile is passed
 // over only if the most that its products can be lies below k products that were computed.
-std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, float* products) {
+std::int64_t largest(const Matrix& matrix, const float* x, std::int64_t k, bool screens, float* products) {
     const Tokens token = quantized(matrix, x, 1);
     if (!can_screen(token, matrix.blocks)) return -1;
     const std::int64_t tiles = matrix.tile_rows();
     const Screen screen(matrix, token);
     std::vector<float> most(static_cast<std::size_t>(tiles));
     spread(tiles, 64, [&](std::int64_t first, std::int64_t last) {
-        screen(first, last, most.data(), tiles);
+        if (screens) screen(first, last, most.data(), tiles);
+        else screen.by_first_line(first, last, most.data());
         std::fill(products + 16 * first, products + std::min(16 * last, matrix.rows), -INFINITE);
     });
     std::vector<std::int64_t> computed;

@@ -98,8 +98,8 @@ void linear(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t bl
 }
 
 std::int64_t largest_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
-                        std::int64_t k, std::uintptr_t products) {
-    return largest({format, at<std::uint8_t>(tiles), rows, blocks, parts}, at<float>(x), k, at<float>(products));
+                        std::int64_t k, bool screens, std::uintptr_t products) {
+    return largest({format, at<std::uint8_t>(tiles), rows, blocks, parts}, at<float>(x), k, screens, at<float>(products));
 }
 
 std::int64_t best_of(int format, std::uintptr_t tiles, std::int64_t rows, std::int64_t blocks, int parts, std::uintptr_t x,
