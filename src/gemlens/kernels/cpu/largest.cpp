@@ -114,7 +114,10 @@ private:
     static float size_of(const Group* groups, const Group* end) {
         double squares = 0.0;
         for (; groups < end; ++groups)
-            for (const int code : groups->codes) squares += std::pow(static_cast<double>(groups->scale) * code, 2);
+            for (const int code : groups->codes) {
+                const double number = static_cast<double>(groups->scale) * code;
+                squares += number * number;
+            }
         return static_cast<float>(std::sqrt(squares));
     }
 
