@@ -63,15 +63,17 @@ class FusedLayer(nn.Module):
         """See DecoderLayer.forward."""
         if weights or (torch.is_grad_enabled() and hidden.requires_grad):
             return cast("tuple[Tensor, Tensor | None]", self.layer(hidden, rotation, view, cache, weights, dtype))
-        native, attention = self.native(), self.layer.self_attn
+        attention, size = self.layer.self_attn, self.layer.self_attn.head_dim
         batch, steps, _ = hidden.shape
-        x = hidden.float().contiguous()
-        cos, sin = (part.float().contiguous() for part in rotation)
-        query, key, value = (
-            torch.empty(batch, steps, heads, attention.head_dim) for heads in (self.heads, self.kv_heads, self.kv_heads)
-        )
-        native.project(batch * steps, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[0] * cos.shape[1],
-                       query.data_ptr(), key.data_ptr(), value.data_ptr())  # fmt: skip
+        x, count = hidden.float().contiguous(), len(view.query)
+        query = torch.empty(batch, count, self.heads, size)
+        key, value = (torch.empty(batch, steps, self.kv_heads, size) for _ in "kv")
+        if count == steps:
+            self._project(x, rotation, query, key, value)
+        else:  # of the last layer only the last tokens are wanted
+            self._project(x, rotation, None, key, value)
+            x, (cos, sin) = x[:, -count:].contiguous(), rotation
+            self._project(x, (cos[:, -count:], sin[:, -count:]), query, None, None)
         if cache is not None:
             kept = HELD.get(type(cache), dtype)  # others may have made room already
             key, value = _as_kept(key, kept), _as_kept(value, kept)
@@ -79,15 +81,19 @@ class FusedLayer(nn.Module):
         if cache is not None:
             put = cache.append if type(cache) is QuantizedCache else cache.update
             keys, values = put(keys, values, attention.layer_idx)
-        count = len(view.query)
-        if count < steps:  # of the last layer only these are wanted
-            query, x, steps = query[:, -count:], x[:, -count:].contiguous(), count
         if keys.dtype not in KEPT:
             keys, values = keys.float(), values.float()
         mixed = attend(query, keys, values, view, attention.scale, attention.cap)
         result = torch.empty_like(x)
-        native.finish(batch * steps, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
+        self.native().finish(batch * count, mixed.data_ptr(), x.data_ptr(), result.data_ptr())
         return result.to(hidden.dtype), None
+
+    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor], *results: Tensor | None) -> None:
+        """Queries, keys and values of x [B, S, D], to where they are wanted."""
+        cos, sin = (part.float().contiguous() for part in rotation)
+        places = (0 if result is None else result.data_ptr() for result in results)
+        turns = cos.shape[0] * cos.shape[1]
+        self.native().project(x.shape[0] * x.shape[1], x.data_ptr(), cos.data_ptr(), sin.data_ptr(), turns, *places)
 
     def room(self, rows: int, dtype: torch.dtype) -> Tensor:
         """Keys or values of no token, [B, K, 0, H], or more in int8."""

@@ -138,10 +138,11 @@ void Tokens::gather(std::int64_t first) const {
 
 void multiply(std::initializer_list<Product> products, const Tokens& x) {
     std::int64_t count = 0;
-    for (const Product& product : products) count += product.matrix->tile_rows();
+    for (const Product& product : products) count += product.y ? product.matrix->tile_rows() : 0;
     spread(count, 4, [&](std::int64_t first, std::int64_t last) {
         std::int64_t before = 0;
         for (const auto& [matrix, y] : products) {
+            if (!y) continue;
             const std::int64_t own = matrix->tile_rows();
             const std::int64_t from = std::clamp<std::int64_t>(first - before, 0, own);
             const std::int64_t to = std::clamp<std::int64_t>(last - before, 0, own);

@@ -46,7 +46,7 @@ struct Matrix {
 
 struct Product {
     const Matrix* matrix;
-    float* y;  // [tokens, rows]
+    float* y;  // [tokens, rows], or null where nobody wants them
 };
 
 // Tokens as they are, and in lines of eight bits: [lines, groups], or in panels; see `linear_panels`.

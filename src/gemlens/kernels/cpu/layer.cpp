@@ -11,23 +11,29 @@ constexpr std::int64_t STRETCH = 256;  // tokens that go through a layer's produ
 
 void Layer::project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                     float* values) const {
-    const std::int64_t width = query.width(), own = kv_heads * size;
+    const std::int64_t width = query.width();
     const Numbers normed(std::min(tokens, STRETCH) * width);
-    const auto turn = [&](float* head, const float* weight, std::int64_t token) {
-        if (weight) kernels().norm(head, weight, size, eps, head);
+    const auto from = [&](float* states, std::int64_t token, std::int64_t count) {  // of so many heads
+        return states ? states + token * count * size : nullptr;
+    };
+    const auto turn = [&](float* states, std::int64_t count, const float* weight, std::int64_t token) {
+        if (!states) return;
         const std::int64_t place = token % by.turns * size;
-        kernels().rotate(head, by.cos + place, by.sin + place, size);
+        for (float *head = from(states, token, count), *const end = from(states, token + 1, count); head < end; head += size) {
+            if (weight) kernels().norm(head, weight, size, eps, head);
+            kernels().rotate(head, by.cos + place, by.sin + place, size);
+        }
     };
     for (std::int64_t begin = 0; begin < tokens; begin += STRETCH) {
         const std::int64_t count = std::min(STRETCH, tokens - begin);
-        multiply({{&query, queries + begin * heads * size}, {&key, keys + begin * own}, {&value, values + begin * own}},
+        multiply({{&query, from(queries, begin, heads)}, {&key, from(keys, begin, kv_heads)}, {&value, from(values, begin, kv_heads)}},
                  quantized(query, normed.data(), count, [&](std::int64_t t) {
                      kernels().norm(hidden + (begin + t) * width, before_attention, width, eps, normed.data() + t * width);
                  }));
         spread(count, 16, [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t t = begin + first; t < begin + last; ++t) {
-                for (std::int64_t n = 0; n < heads; ++n) turn(queries + (t * heads + n) * size, query_norm, t);
-                for (std::int64_t k = 0; k < kv_heads; ++k) turn(keys + (t * kv_heads + k) * size, key_norm, t);
+                turn(queries, heads, query_norm, t);
+                turn(keys, kv_heads, key_norm, t);
             }
         });
     }

@@ -29,7 +29,7 @@ struct Layer {
     std::int64_t heads, kv_heads, size;
     float eps, scale, cap;  // cap 0: none
 
-    // hidden [tokens, D] -> queries [tokens, N, size], keys and values [tokens, K, size]
+    // hidden [tokens, D] -> queries [tokens, N, size], keys and values [tokens, K, size], but for what is null
     void project(std::int64_t tokens, const float* hidden, const Rotation& by, float* queries, float* keys,
                  float* values) const;
     // mixed [tokens, N * size], hidden [tokens, D] -> the layer's result [tokens, D]
