@@ -211,7 +211,5 @@ def _tensors(stored: list[Stored]) -> list[str]:
 def _stops(stops: list[Stop]) -> list[str]:
     rows = [("stop", "takes", "gives", "ms")]
     for stop in stops:
-        rows.append(
-            (stop.word, stop.takes, stop.gives, "-" if stop.milliseconds is None else f"{stop.milliseconds:.1f}")
-        )
+        rows.append((stop.word, stop.takes, stop.gives, f"{stop.milliseconds:.1f}"))
     return columns(rows, right=(3,))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemlens.cli.prompts import Inputs, Picture, Reader
+from gemlens.tasks.findings import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stop:
-    """One stop: its word, what went in, what came out, and how long it took; None where nothing is done yet."""
+    """One stop: its word, what went in, what came out, and how long it took."""
 
     word: str
     takes: str
     gives: str
-    milliseconds: float | None
+    milliseconds: float
 
 
 def trace(model: "GenerativeModel", reader: Reader, prompt: str, sources: Sequence[str]) -> list[Stop]:
@@ -47,6 +48,8 @@ def trace(model: "GenerativeModel", reader: Reader, prompt: str, sources: Sequen
     clock.lap()
     text = reader.tokenizer.decode(tokens)
     decoded = clock.lap()
+    found = [finding for each in pictures for finding in parse(text, each.image.size)]
+    understood = clock.lap()
     numbers = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in given.items())
     seen = ", ".join(["1 text", *(f"a picture of {each.image.width} x {each.image.height}" for each in pictures)])
     logits, cached = f"logits {_shape(output.logits)}", given["input_ids"].shape[1]
@@ -57,7 +60,7 @@ def trace(model: "GenerativeModel", reader: Reader, prompt: str, sources: Sequen
         Stop("step", f"input_ids {_shape(token[:, None])}", f"logits {_shape(stepped.logits)}", step),
         Stop("sample", f"logits {_shape(output.logits[:, -1])}", f"id {_shape(token)}", sampled),
         Stop("decode", f"ids [{len(tokens)}]", repr(text), decoded),
-        Stop("understand", repr(text), "- (boxes and masks are not built yet)", None),
+        Stop("understand", repr(text), f"findings [{len(found)}]", understood),
     ]
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +131,7 @@ class Chooser:
     def _drawn(self, scores: Tensor) -> Tensor:
         if not self.of_possible or len(scores) > 1:
             return torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
-        possible = torch.from_numpy(np.flatnonzero(scores[0].numpy() != -np.inf))
+        possible = warpers.possible_of(scores)
         return possible[torch.multinomial(scores[0, possible].softmax(-1), 1, generator=self.generator)]
 
 

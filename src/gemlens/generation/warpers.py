@@ -5,7 +5,6 @@ As in gemlens.generation.logits; each keeps at least `min_tokens_to_keep` tokens
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,8 +94,14 @@ def _of_possible(warped: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
     """
     if len(scores) > 1 or scores.device.type != "cpu" or scores.dtype is not torch.float32 or scores.requires_grad:
         return warped(scores)
-    possible = np.flatnonzero(scores[0].numpy() != -np.inf)
+    possible = possible_of(scores)
     if not 0 < len(possible) < scores.shape[1]:
         return warped(scores)
-    places, result = torch.from_numpy(possible), torch.from_numpy(np.full(scores.shape, -np.inf, np.float32))
-    return result.index_copy_(1, places, warped(scores[:, places]))
+    result = torch.empty_like(scores)
+    result.numpy().fill(-torch.inf)
+    return result.index_copy_(1, possible, warped(scores[:, possible]))
+
+
+def possible_of(scores: Tensor) -> Tensor:
+    """Ids of the tokens of one row [1, V] on a CPU that are not forbidden."""
+    return torch.from_numpy((scores[0].numpy() != -torch.inf).nonzero()[0])

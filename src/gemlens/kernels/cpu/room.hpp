@@ -9,8 +9,8 @@
 
 namespace gemlens {
 
-// While one lives, memory that rooms of its thread give back waits for the next of that size. Else the system would take it
-// and make each page anew, layer by layer.
+// While one lives, large memory that rooms of its thread give back waits for the next of that size. Else the system would take
+// it and make each page anew, layer by layer.
 class Shelf {
 public:
     Shelf() : before_(std::exchange(own_, this)) {}
@@ -20,15 +20,16 @@ public:
 
     using Bytes = std::unique_ptr<std::byte[]>;
     static Bytes take(std::size_t size) {
-        if (own_)
+        if (own_ && size >= LARGE)
             if (auto found = own_->waiting_.extract(size)) return std::move(found.mapped());
         return Bytes(new std::byte[size]);
     }
     static void put(std::size_t size, Bytes bytes) {
-        if (own_) own_->waiting_.emplace(size, std::move(bytes));
+        if (own_ && size >= LARGE) own_->waiting_.emplace(size, std::move(bytes));
     }
 
 private:
+    static constexpr std::size_t LARGE = 1 << 16;
     static inline thread_local Shelf* own_ = nullptr;
     Shelf* before_;
     std::multimap<std::size_t, Bytes> waiting_;
