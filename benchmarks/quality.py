@@ -4,9 +4,9 @@
 
 The real Gemma 3 270M Q4_K_M file: its blocks as exact float32 numbers are the truth, gemlens with quantize="stored" and
 llama.cpp compute with the blocks. In every row of 1,024 tokens each token but the first is predicted from those before.
-The screened head is held against the full one for every token, for the largest logit and for the 64 largest, and these also
-as they are found without a screen. Where the
-difference comes from is told by exact models of which some products have activations in eight bits.
+The screened head is held against the full one for every token, for the largest logit and for the 64 largest, and so are
+these as they are found without a screen. Where the difference comes from is told by exact models of which some products
+have activations in eight bits.
 """
 
 import argparse
