@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemlens.cli.prompts import Inputs, Picture, Reader
-from gemlens.tasks.findings import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +29,8 @@ class Stop:
 def trace(model: "GenerativeModel", reader: Reader, prompt: str, sources: Sequence[str]) -> list[Stop]:
     """Sends a prompt through a model as it is, for two tokens, the most probable ones."""
     import torch
+
+    from gemlens.tasks.findings import parse
 
     clock = _Clock(model.device)
     pictures = [Picture.open(source) for source in sources]
