@@ -238,6 +238,15 @@ def test_a_prompt_goes_through_all_layers_at_once_unless_windows_would_forget_mo
     assert together == [40]
 
 
+def test_a_model_of_one_layer_reads_a_prompt_for_its_last_token(tiny: ModuleType, tmp_path: Path) -> None:
+    """Then no layer is left that all tokens pass in full."""
+    tiny.fresh("gemma3", hidden_size=64, intermediate_size=96, num_hidden_layers=1).eval().save_pretrained(tmp_path)
+    model, prompt = gemlens.Gemma3ForCausalLM.from_pretrained(tmp_path, quantize="q8"), tiny.prompt("gemma3")
+    whole = model(**prompt).logits[:, -1:]
+    some = model(**prompt, logits_to_keep=1).logits
+    assert torch.allclose(some, whole, atol=2e-2 * float(whole.abs().max()))
+
+
 def test_a_kind_of_quantized_cache_that_kernels_do_not_know_is_asked_as_any(tiny: ModuleType, file: Path) -> None:
     class Own(gemlens.QuantizedCache):
         pass

@@ -148,7 +148,8 @@ class FusedLayers(Layers):
             return super().forward(hidden, calls, cache, dtype)
         assert isinstance(cache, DynamicCache)
         count = len(self) if len(calls[-1][1].query) == hidden.shape[1] else len(self) - 1
-        hidden = self._together(hidden, calls[:count], cache)
+        if count:
+            hidden = self._together(hidden, calls[:count], cache)
         for layer, (rotation, view) in zip([*self][count:], calls[count:], strict=True):  # of a prompt's last token
             hidden, _ = layer(hidden, rotation, view, cache, False, dtype)
         return hidden
