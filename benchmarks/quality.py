@@ -4,6 +4,8 @@
 
 The real Gemma 3 270M Q4_K_M file: its blocks as exact float32 numbers are the truth, gemlens with quantize="stored" and
 llama.cpp compute with the blocks. In every row of 1,024 tokens each token but the first is predicted from those before.
+gemlens reads a row at once, when it attends to keys and values as they are, and piece by piece, when it sees of earlier
+pieces what caches hold.
 The screened head is held against the full one for every token, for the largest logit and for the 64 largest, and so are
 these as they are found without a screen. Where the difference comes from is told by exact models of which some products
 have activations in eight bits.
@@ -23,14 +25,19 @@ from peers import REAL
 from report import FOLDER, commit, machine
 from torch import Tensor
 
-from gemlens import AutoModelForCausalLM, AutoTokenizer, QuantizedCache
+from gemlens import AutoModelForCausalLM, AutoTokenizer, DynamicCache, QuantizedCache
 from gemlens.checkpoints.gguf_export import export_gguf
 from gemlens.kernels.reference import in_bits
 from gemlens.kernels.tiles import best, largest
 from gemlens.processing.text.gguf_vocabulary import gguf_vocabulary
 
 ROWS, LENGTH = 20, 1024
-SIXTEEN, KEPT_IN_EIGHT = "gemlens, activations in sixteen bits", "keys and values in eight bits"
+SIXTEEN = "gemlens, activations in sixteen bits"
+PIECE = 128  # tokens that are read together, where they are to see what a cache holds of those before
+HELD: dict[str, type[DynamicCache]] = {
+    "piece by piece, kept in bfloat16": DynamicCache,
+    "piece by piece, kept in eight bits": QuantizedCache,
+}
 PARTS: dict[str, tuple[str, ...]] = {
     "head": ("lm_head",), "q, k, v": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",),
     "gate, up": ("gate_proj", "up_proj"), "down": ("down_proj",), "all": ("lm_head", "_proj"),
@@ -68,6 +75,12 @@ def judged(logits: Tensor, ids: Tensor) -> tuple[list[float], list[int]]:
     """As workers/protocol.py says, of logits [S, V]."""
     losses = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
     return losses.tolist(), logits[:-1].argmax(-1).tolist()
+
+
+def piece_by_piece(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits [S, V] of ids [S], of which `PIECE` at a time follow what is in the cache."""
+    parts = [model(part[None], past_key_values=cache).logits[0] for part in ids.split(PIECE)]
+    return torch.cat(parts)
 
 
 def differing(head: Any, hidden: Tensor, logits: Tensor) -> int:
@@ -108,10 +121,9 @@ def main() -> None:
     rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
     stored, exact = load(quantize="stored"), load(dtype=torch.float32)
     fine = load(quantize="stored", activation_bits=16)
-    told: dict[str, list[tuple[list[float], list[int]]]] = {
-        "exact float32": [], "gemlens": [], SIXTEEN: [], f"gemlens, {KEPT_IN_EIGHT}": [],
-        f"{SIXTEEN}, {KEPT_IN_EIGHT}": [], "llama.cpp": [],
-    }  # fmt: skip
+    names = ["exact float32", "llama.cpp"]
+    names += [name + held for name in ("gemlens", SIXTEEN) for held in ("", *(f", {how}" for how in HELD))]
+    told: dict[str, list[tuple[list[float], list[int]]]] = {name: [] for name in names}
     wrong = 0
     kinds = {"llama.cpp": llama(REAL, n_ctx=LENGTH, logits_all=True)}
     with torch.inference_mode(), workers(kinds) as running:
@@ -124,8 +136,8 @@ def main() -> None:
             told["gemlens"].append(judged(logits, ids))
             told[SIXTEEN].append(judged(fine(ids[None]).logits[0], ids))
             for name, model in (("gemlens", stored), (SIXTEEN, fine)):
-                cached = model(ids[None], past_key_values=QuantizedCache(model.config)).logits[0]
-                told[f"{name}, {KEPT_IN_EIGHT}"].append(judged(cached, ids))
+                for how, cache in HELD.items():
+                    told[f"{name}, {how}"].append(judged(piece_by_piece(model, ids, cache(model.config)), ids))
             wrong += 0 if is_quick else differing(stored.lm_head, hidden[0], logits)
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
             same = sum(map(int.__eq__, told["gemlens"][number][1], told["exact float32"][number][1]))

@@ -37,9 +37,11 @@ def file(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path: Path) -> Pa
 class RoundedCache(gemlens.DynamicCache):
     """Rounds what it keeps as native layers do, which otherwise moves numbers over the edges between steps."""
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *others: object, **said: object):
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *others: object):
+        is_first = self[layer_idx][0] is None
         kept = (states.bfloat16().to(states.dtype) for states in (key_states, value_states))
-        return super().update(*kept, *others, **said)
+        seen = super().update(*kept, layer_idx, *others)
+        return (key_states, value_states) if is_first else seen
 
 
 def load(file: Path, **said: object) -> gemlens.Gemma3ForCausalLM:
@@ -52,7 +54,7 @@ def test_its_logits_are_those_of_the_numbers_with_activations_in_so_many_bits(
     tiny: ModuleType, file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, twin = load(file, quantize="stored", activation_bits=bits), load(file)
-    inputs = {"input_ids": tiny.words(4, 5)}  # none of whose numbers lies between two steps, where it may become either
+    inputs = {"input_ids": tiny.words(4, 8)}  # none of whose numbers lies between two steps, where it may become either
     assert type(model.lm_head) is BlockLinear
     assert type(model.model.embed_tokens) is BlockEmbedding
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -177,15 +179,18 @@ def test_layers_are_native_where_that_is_possible(tiny: ModuleType, file: Path, 
     ids = tiny.words(3, 9)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    with torch.no_grad():
-        said = [model(ids[:, :6], attention_mask=mask[:, :6])]
-        said.append(model(ids[:, 6:], attention_mask=mask, past_key_values=said[0].past_key_values))
-        for place, layer in enumerate(fused):
-            model.model.layers[place] = layer.layer
-        plain = model(ids, attention_mask=mask, past_key_values=RoundedCache(config=model.config)).logits
-    joined = torch.cat([part.logits for part in said], 1)
+
+    def read(cache: gemlens.DynamicCache) -> torch.Tensor:
+        with torch.no_grad():
+            begun = model(ids[:, :6], attention_mask=mask[:, :6], past_key_values=cache).logits
+            return torch.cat([begun, model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits], 1)
+
+    said = read(gemlens.DynamicCache(model.config))
+    for place, layer in enumerate(fused):
+        model.model.layers[place] = layer.layer
+    plain = read(RoundedCache(model.config))
     most = {8: 2e-3, 16: 1e-4}[bits]
-    assert torch.allclose(joined[mask == 1], plain[mask == 1], atol=most * float(plain.abs().max()))
+    assert torch.allclose(said[mask == 1], plain[mask == 1], atol=most * float(plain.abs().max()))
 
 
 @pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
@@ -271,6 +276,20 @@ def test_a_quantized_cache_holds_rounded_what_a_dynamic_one_would(tiny: ModuleTy
         held.append(cache)
     for kept, exact in zip(held[0][0], held[1][0], strict=True):
         assert torch.equal(kept, from_bytes(in_bytes(exact)))
+
+
+@pytest.mark.skipif(machine().native is None, reason="layers are native where kernels are compiled")
+@pytest.mark.parametrize("kind", [gemlens.DynamicCache, gemlens.QuantizedCache])
+@pytest.mark.parametrize("length", [1, 9, 40])
+def test_tokens_before_which_nothing_was_seen_attend_to_what_no_cache_has_rounded(
+    tiny: ModuleType, file: Path, kind: type[gemlens.DynamicCache], length: int
+) -> None:
+    """All layers at once, and the last one alone."""
+    model, ids = load(file, quantize="stored"), tiny.words(2, length)
+    with torch.no_grad():
+        for kept in (0, 1):
+            said = model(ids, past_key_values=kind(model.config), logits_to_keep=kept).logits
+            assert torch.equal(said, model(ids, use_cache=False, logits_to_keep=kept).logits)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(9, 1), (9, 4), (40, 1), (40, 30)])

@@ -29,7 +29,7 @@ from gemlens.spans import View
 
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-# What is held by caches that kernels write to. Attention of a prompt rounds keys and values to bfloat16 in any case.
+# What is held by caches that kernels write to.
 HELD: dict[type, torch.dtype] = {DynamicCache: torch.bfloat16, QuantizedCache: torch.int8}
 
 
@@ -74,13 +74,14 @@ class FusedLayer(nn.Module):
             self._project(x, rotation, None, key, value)
             x, (cos, sin) = x[:, -count:].contiguous(), rotation
             self._project(x, (cos[:, -count:], sin[:, -count:]), query, None, None)
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H]
         if cache is not None:
             kept = HELD.get(type(cache), dtype)  # others may have made room already
-            key, value = _as_kept(key, kept), _as_kept(value, kept)
-        keys, values = key.transpose(1, 2), value.transpose(1, 2)  # [B, K, S, H], or more in int8
-        if cache is not None:
             put = cache.append if type(cache) is QuantizedCache else cache.update
-            keys, values = put(keys, values, attention.layer_idx)
+            new = _as_kept(key, kept).transpose(1, 2), _as_kept(value, kept).transpose(1, 2)
+            seen = put(*new, attention.layer_idx)  # [B, K, T, H], or more in int8
+            if seen[0].shape[2] > steps:  # tokens before which nothing was seen attend to what is not rounded yet
+                keys, values = seen
         if keys.dtype not in KEPT:
             keys, values = keys.float(), values.float()
         mixed = attend(query, keys, values, view, attention.scale, attention.cap)

@@ -16,7 +16,9 @@ struct Group {
     float peak;  // 0 where there is none
     std::int32_t next;  // of the token's peaks that are not in front of this group, the first: a number of it, or -1
 };
-constexpr double PEAK = 3.5;  // times the root mean square of a token: what is larger stands out; as in kernels/reference.py
+// Mean squares of a token, by which the square of what stands out is larger than that of any other of its 32 numbers; as in
+// kernels/reference.py.
+constexpr double PEAK = 3.0;
 
 constexpr int PANEL = 8;  // lines whose groups lie side by side where there are many
 constexpr int SUMS = 4;  // lines whose peaks are gathered, as many as have their sums in registers

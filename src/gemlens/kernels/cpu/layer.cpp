@@ -89,9 +89,9 @@ void Layer::run(std::int64_t rows, std::int64_t steps, const Rotation& by, const
             put(values.data() + i * size, seen.values, place);
         }
     });
-    attend({heads, kv_heads, size, scale, cap},
-           {rows, steps, seen.length, seen.keys, seen.values, seen.kept, seen.row, seen.head, next, seen.sight},
-           queries.data(), queries.data());
+    const Memory fresh{rows, steps, steps, keys.data(), values.data(), Kept::FLOATS, steps * own, size, own, seen.sight};
+    const Memory all{rows, steps, seen.length, seen.keys, seen.values, seen.kept, seen.row, seen.head, next, seen.sight};
+    attend({heads, kv_heads, size, scale, cap}, seen.length == steps ? fresh : all, queries.data(), queries.data());
     finish(tokens, queries.data(), hidden, hidden);
 }
 

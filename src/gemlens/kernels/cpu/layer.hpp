@@ -34,7 +34,8 @@ struct Layer {
                  float* values) const;
     // mixed [tokens, N * size], hidden [tokens, D] -> the layer's result [tokens, D]
     void finish(std::int64_t tokens, const float* mixed, const float* hidden, float* result) const;
-    // hidden [rows, steps, D] becomes the layer's result
+    // hidden [rows, steps, D] becomes the layer's result; tokens before which nothing was seen attend to keys and values as they
+    // are, before these are rounded to be kept
     void run(std::int64_t rows, std::int64_t steps, const Rotation& by, const Seen& seen, float* hidden) const;
 
 private:

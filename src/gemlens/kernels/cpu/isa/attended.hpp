@@ -75,21 +75,29 @@ inline float put_numbers(const float* values, float factor, std::int64_t count, 
     return is_finite ? factor * (largest / steps) : std::numeric_limits<float>::quiet_NaN();
 }
 inline float put_weights(float* scores, int count, float most, const float* scales, float* totals, Number* weights) {
-    float largest[ROWS] = {}, sums[ROWS] = {};
+    Simd::Floats total = Simd::load(totals), sum = Simd::zero(), largest = Simd::zero();
     for (int j = 0; j < count; j += ROWS)
-#pragma omp simd
-        for (int i = 0; i < ROWS; ++i) {
-            const float score = scores[j + i], weight = score == NOT_SEEN ? 0.0f : exp_of(0.69314718f * (score - most));
-            totals[i] += weight;
-            const float scaled = weight == 0.0f ? 0.0f : weight * scales[j + i];
-            sums[i] += scaled;  // is no number, if one of them is none
-            scores[j + i] = scaled == scaled ? scaled : 0.0f;
-            largest[i] = std::max(largest[i], scores[j + i]);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            float* const own = scores + j + 8 * i;
+            const __m256 x = _mm256_sub_ps(_mm256_loadu_ps(own), _mm256_set1_ps(most));
+            // Nothing is left of less than 2^-126, whatever its value's scale is; what is no number stays none.
+            const __m256 counts = _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_NLE_UQ);
+            const __m256 power = _mm256_and_ps(counts, power_of(x));
+            total.part[i] = _mm256_add_ps(total.part[i], power);
+            const __m256 scaled = _mm256_and_ps(counts, _mm256_mul_ps(power, _mm256_loadu_ps(scales + j + 8 * i)));
+            sum.part[i] = _mm256_add_ps(sum.part[i], scaled);  // is no number, if one of them is none
+            const __m256 number = _mm256_and_ps(scaled, _mm256_cmp_ps(scaled, scaled, _CMP_ORD_Q));
+            largest.part[i] = _mm256_max_ps(largest.part[i], number);
+            _mm256_storeu_ps(own, number);
         }
-    const float all = *std::max_element(largest, largest + ROWS), steps = steps_for(STEP), inverse = all > TINY ? steps / all : 0.0f;
+    Simd::store(totals, total);
+    float each[ROWS];
+    Simd::store(each, largest);
+    const float all = *std::max_element(each, each + ROWS), steps = steps_for(STEP), inverse = all > TINY ? steps / all : 0.0f;
     for (int j = 0; j < count; ++j) weights[j] = static_cast<Number>(std::nearbyint(scores[j] * inverse));
-    const float sum = std::accumulate(sums, sums + ROWS, 0.0f);
-    return sum == sum ? all / steps : sum;
+    const float whole = Simd::sum(sum);
+    return whole == whole ? all / steps : whole;
 }
 inline Sums add(Sums sums, const void* tile, const void* x) {
     std::int32_t pair;

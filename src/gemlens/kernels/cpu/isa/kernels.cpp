@@ -11,6 +11,7 @@
 
 #include "look.hpp"
 #include "numbers.hpp"
+#include "sizes.hpp"
 #include "tiles.hpp"
 
 namespace gemlens {
@@ -107,20 +108,12 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
     });
 }
 
+// The largest of them but for a peak is so large; where it is hardly there or not finite, all codes are 0.
 void put_group(const float* numbers, float largest, Group& group) {
     const Steps steps = steps_to(largest);
-    const std::int32_t less = Simd::put_codes(numbers, steps.factor, group);
+    const std::int32_t less = Simd::put_codes(numbers, steps.factor, steps.factor == 0.0f ? -1.0f : largest, group);
     group.scale = steps.scale;
     group.total = group.scale * static_cast<float>(less) - group.peak;
-}
-
-// Where the first number of that size lies, and what it is; the others go to `left`, and 0 for it.
-std::pair<int, float> take_peak(const float* numbers, float size, float* left) {
-    int place = GROUP;
-#pragma omp simd reduction(min : place)
-    for (int i = 0; i < GROUP; ++i) place = std::min(place, std::fabs(numbers[i]) == size ? i : GROUP);
-    for (int i = 0; i < GROUP; ++i) left[i] = i == place ? 0.0f : numbers[i];
-    return {place, numbers[place]};
 }
 
 // In several sums, as each addition waits for the one before it.
@@ -135,31 +128,37 @@ Number squares_of(const float* x, std::int64_t size) {
     return std::accumulate(sums, sums + AT_ONCE, Number{0});
 }
 
-// What a peak of a token is larger than; infinite or NaN where one of its numbers is.
-double size_of_peaks(const float* numbers, std::int64_t count) {
-    const double squares = squares_of<double>(numbers, count);
-    return std::max(PEAK * std::sqrt(squares / static_cast<double>(count)), static_cast<double>(SMALLEST));
+// By how much a peak's square is larger than those of its group's others; infinite or NaN where a number of the token is.
+double rise_of_peaks(const float* numbers, std::int64_t count) {
+    return std::max(PEAK * squares_of<double>(numbers, count) / static_cast<double>(count), double{SMALLEST} * SMALLEST);
 }
 
+// First peaks and then codes, as a processor looks only so far ahead: so it works on several groups at once.
 void quantize(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized) {
-    const double least = size_of_peaks(numbers, groups * GROUP);
+    const double least = rise_of_peaks(numbers, groups * GROUP);
+    const auto square = [](float size) { return static_cast<double>(size) * size; };
     std::int32_t next = -1;
     for (std::int64_t g = groups; g-- > 0;) {
         const float* own = numbers + g * GROUP;
-        float largest = largest_of(own, GROUP), left[GROUP];
+        const auto [largest, after, place] = largest_two(own);
+        // Without a branch, as nobody can tell which group has a peak.
+        const std::uint32_t is_peak = square(largest) - square(after) > least, mask = 0 - is_peak;
+        const auto choose = [mask](std::uint32_t a, std::uint32_t b) { return (a & mask) | (b & ~mask); };
         Group& group = quantized[g * stride];
-        group.peak = 0.0f;
-        if (static_cast<double>(largest) > least) {
-            const auto [place, peak] = take_peak(own, largest, left);
-            next = static_cast<std::int32_t>(g * GROUP) + place;
-            group.peak = peak;
-            own = left;
-            largest = largest_of(left, GROUP);
-        }
+        group.peak = from_bits(choose(to_bits(own[place]), 0));
+        group.scale = from_bits(choose(to_bits(after), to_bits(largest)));  // until it has codes
+        next = static_cast<std::int32_t>(choose(static_cast<std::uint32_t>(g * GROUP + place), static_cast<std::uint32_t>(next)));
         group.next = next;
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+        const float* own = numbers + g * GROUP;
+        Group& group = quantized[g * stride];
+        const float largest = group.scale;
         put_group(own, largest, group);
         if (rest == 0) continue;
-        for (int i = 0; i < GROUP; ++i) left[i] = std::fma(-group.scale, static_cast<float>(group.codes[i]), own[i]);
+        float left[GROUP];
+        for (int i = 0; i < GROUP; ++i)
+            left[i] = std::fabs(own[i]) > largest ? 0.0f : std::fma(-group.scale, static_cast<float>(group.codes[i]), own[i]);
         Group& second = quantized[g * stride + rest];
         second.peak = 0.0f;
         second.next = -1;

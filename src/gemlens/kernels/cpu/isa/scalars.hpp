@@ -17,6 +17,17 @@ constexpr int GROUP = 32;  // weights of a row that share a scale
 constexpr int QUADS = GROUP / 4;
 constexpr float SMALLEST = 1e-36f;  // of numbers in bytes; as in kernels/reference.py
 
+inline std::uint32_t to_bits(float number) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+inline float from_bits(std::uint32_t bits) {
+    float number;
+    std::memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
 constexpr int log2_of(int power) { return power > 1 ? 1 + log2_of(power / 2) : 0; }
 
 // e^x to about 1e-7 of it, for numbers from -87 to 88; others count as the nearest of these.
@@ -28,23 +39,16 @@ inline float exp_of(float number) {
     for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
         sum = sum * rest + factor;
     sum = sum * rest * rest + rest + 1.0f;
-    const std::int32_t bits = (static_cast<std::int32_t>(turns) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
+    const float power = from_bits(static_cast<std::uint32_t>(static_cast<std::int32_t>(turns) + 127) << 23);
     return number == number ? sum * power : number;
 }
 
 // Sizes of floats compare as their bits do, and what is not finite is larger than all that is.
+inline std::uint32_t size_bits(float number) { return to_bits(number) & 0x7fffffffu; }
 inline float largest_of(const float* numbers, std::int64_t count) {
     std::uint32_t most = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::uint32_t bits;
-        std::memcpy(&bits, numbers + i, sizeof bits);
-        most = std::max(most, bits & 0x7fffffffu);
-    }
-    float largest;
-    std::memcpy(&largest, &most, sizeof largest);
-    return largest;
+    for (std::int64_t i = 0; i < count; ++i) most = std::max(most, size_bits(numbers[i]));
+    return from_bits(most);
 }
 
 // How numbers become bytes: times `factor` they are steps of `scale`, of which the largest has 127. What is not finite makes
@@ -82,22 +86,13 @@ inline float from_half(std::uint16_t bits) {
         const float value = static_cast<float>(fraction) * 0x1p-24f;
         return sign ? -value : value;
     }
-    const std::uint32_t wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (fraction << 13);
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
+    return from_bits(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (fraction << 13));
 }
 
-inline float from_brain(std::uint16_t brain) {  // of bfloat16
-    const std::uint32_t bits = static_cast<std::uint32_t>(brain) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
+inline float from_brain(std::uint16_t brain) { return from_bits(static_cast<std::uint32_t>(brain) << 16); }  // of bfloat16
 
 inline std::uint16_t to_brain(float value) {  // to the nearest even
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t bits = to_bits(value);
     return static_cast<std::uint16_t>(value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0u);
 }
 

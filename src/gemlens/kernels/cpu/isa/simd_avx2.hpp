@@ -128,10 +128,11 @@ struct Simd {
         _mm256_storeu_ps(place + 8, values.part[1]);
     }
 
-    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, float largest, Group& group) {
         const auto eight = [&](int i) {
-            const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(numbers + 8 * i), _mm256_set1_ps(factor));
-            return _mm256_cvtps_epi32(_mm256_and_ps(scaled, _mm256_cmp_ps(scaled, scaled, _CMP_ORD_Q)));
+            const __m256 own = _mm256_loadu_ps(numbers + 8 * i), size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), own);
+            const __m256 counts = _mm256_cmp_ps(size, _mm256_set1_ps(largest), _CMP_LE_OQ);
+            return _mm256_cvtps_epi32(_mm256_and_ps(_mm256_mul_ps(own, _mm256_set1_ps(factor)), counts));
         };
         const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(1)), _mm256_packs_epi32(eight(2), eight(3)));
         const __m256i codes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));

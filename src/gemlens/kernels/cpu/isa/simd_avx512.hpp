@@ -78,10 +78,12 @@ struct Simd {
     static Floats multiply_add(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
     static void store(float* place, Floats values) { _mm512_storeu_ps(place, values); }
 
-    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, float largest, Group& group) {
         __m128i* const codes = reinterpret_cast<__m128i*>(group.codes);
         for (int half = 0; half < 2; ++half) {
-            const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(numbers + 16 * half), _mm512_set1_ps(factor));
+            const __m512 own = _mm512_loadu_ps(numbers + 16 * half);
+            const __mmask16 counts = _mm512_cmp_ps_mask(_mm512_abs_ps(own), _mm512_set1_ps(largest), _CMP_LE_OQ);
+            const __m512 scaled = _mm512_maskz_mul_ps(counts, own, _mm512_set1_ps(factor));
             _mm_storeu_si128(codes + half, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled)));
             const __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), _mm_loadu_si128(codes + half));
             const __m128i pairs = _mm_add_epi32(sums, _mm_srli_si128(sums, 8));

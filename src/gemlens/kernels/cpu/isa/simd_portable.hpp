@@ -121,10 +121,10 @@ struct Simd {
     }
     static void store(float* place, Floats values) { std::memcpy(place, values.at, sizeof values.at); }
 
-    static std::int32_t put_codes(const float* numbers, float factor, Group& group) {
+    static std::int32_t put_codes(const float* numbers, float factor, float largest, Group& group) {
         group.less[0] = group.less[1] = 0;
         for (int i = 0; i < GROUP; ++i) {
-            group.codes[i] = static_cast<std::int8_t>(whole_of(numbers[i] * factor));
+            group.codes[i] = std::fabs(numbers[i]) <= largest ? static_cast<std::int8_t>(std::nearbyint(numbers[i] * factor)) : 0;
             group.less[i / 16] -= group.codes[i];
         }
         return less_of(group);
