@@ -6,7 +6,6 @@
 #include <limits>
 #include <numeric>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "look.hpp"
