@@ -107,7 +107,7 @@ void row(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t 
     });
 }
 
-// The largest of them but for a peak is so large; where it is hardly there or not finite, all codes are 0.
+// `largest` is the size of the largest that is no peak; where that is hardly there or not finite, all codes are 0.
 void put_group(const float* numbers, float largest, Group& group) {
     const Steps steps = steps_to(largest);
     const std::int32_t less = Simd::put_codes(numbers, steps.factor, steps.factor == 0.0f ? -1.0f : largest, group);
