@@ -294,22 +294,23 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
 @every_kernel
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_screen_counts_what_lower_halves_add_to_a_peak(kernels: str, bits: int) -> None:
-    """It decides here, and 112 tiles before the row, which are computed first, say more than its upper half."""
-    x = torch.where(torch.arange(64) % 3 == 1, -0.1, 0.1)
-    x[40] = 100
-    codes = torch.zeros(1808, 64, dtype=torch.int8)
-    codes[:, 40] = 23  # 16 and 7
-    codes[1800, 40] = 31  # 16 and 15
-    scales = torch.full((1808, 2, 1), 0.01, dtype=torch.float16)
+    """It decides here, and 112 tiles before the tokens' rows, which are computed first, say more than their upper halves."""
+    peaks, rows = 3 + 5 * torch.arange(12), 1800 + 16 * torch.arange(12)  # each token has its own
+    x = torch.where(torch.arange(64) % 3 == 1, -0.1, 0.1).repeat(12, 1)
+    x[range(12), peaks] = 100
+    codes = torch.zeros(1984, 64, dtype=torch.int8)
+    codes[:1792, peaks] = 23  # 16 and 7
+    codes[rows, peaks] = 31  # 16 and 15
+    scales = torch.full((1984, 2, 1), 0.01, dtype=torch.float16)
     scales[1792:] = 0
-    scales[1800] = 0.0076
-    data = torch.cat([scales.view(torch.uint8), codes.view(torch.uint8).view(1808, 2, 32)], 2).flatten()
+    scales[rows] = 0.0076
+    data = torch.cat([scales.view(torch.uint8), codes.view(torch.uint8).view(1984, 2, 32)], 2).flatten()
     with using(tiles, kernels):
-        packed = replace(tiles.pack(data, Q8_0, (1808, 64)), bits=bits)
+        packed = replace(tiles.pack(data, Q8_0, (1984, 64)), bits=bits)
         products = tiles.linear(x, packed)
-        found, best = tiles.largest(x, packed, 1), tiles.best(x.unsqueeze(0), packed)
-    assert products.argmax() == best.rows == 1800
-    assert torch.equal(found.products, products.where(products >= products[1800], -torch.inf))
+        found, best = tiles.largest(x[0], packed, 1), tiles.best(x, packed)
+    assert torch.equal(products.argmax(-1), rows) and torch.equal(best.rows, rows)
+    assert torch.equal(found.products, products[0].where(products[0] >= products[0, 1800], -torch.inf))
 
 
 @every_kernel

@@ -95,7 +95,7 @@ Tokens::Tokens(const float* numbers, std::int64_t count, std::int64_t width, int
     : numbers(numbers), count(count), width_(width), parts_(parts), panel_(in_panels ? PANEL : 1) {
     const std::int64_t panels = (lines() + panel_ - 1) / panel_, groups = width / 32;
     groups_ = Room<Group>(panels * panel_ * groups);
-    if (in_panels) columns_ = Room<Column>(panels * PANEL / SUMS * columns_of(groups));
+    columns_ = Room<Column>(panels * panel_ / SUMS * columns_of(groups));
     Group nothing{};
     nothing.next = -1;
     for (std::int64_t line = lines(); line % panel_; ++line)  // of the last panel, which nobody reads the products of
@@ -112,27 +112,30 @@ void Tokens::quantize(std::int64_t token) const {
 }
 
 void Tokens::gather(std::int64_t first) const {
-    if (!in_panels()) return;
+    const std::int64_t groups = width_ / 32, whole = in_panels() ? PANEL : lines() - first * parts_;
+    for (std::int64_t line = 0; line + SUMS <= std::min<std::int64_t>(PANEL, whole); line += SUMS) {
+        const std::int64_t begin = first * parts_ + line;
+        gemlens::gather(place_of(begin), in_panels() ? 1 : groups, panel_, groups, columns_.data() + begin / SUMS * columns_of(groups));
+    }
+}
+
+void gather(const Group* lines, std::int64_t next, std::int64_t stride, std::int64_t groups, Column* columns) {
     constexpr std::int32_t NONE = std::numeric_limits<std::int32_t>::max();
-    const std::int64_t groups = width_ / 32;
-    for (std::int64_t begin = first * parts_; begin < first * parts_ + PANEL; begin += SUMS) {
-        const Group* const lines = place_of(begin);
-        std::int32_t numbers[SUMS];  // of the next peak of each line
-        const auto look = [&](int line, std::int64_t g) {
-            numbers[line] = g < groups && lines[g * PANEL + line].next >= 0 ? lines[g * PANEL + line].next : NONE;
-        };
-        for (int line = 0; line < SUMS; ++line) look(line, 0);
-        Column* column = columns_.data() + begin / SUMS * columns_of(groups);
-        for (;; ++column) {
-            const std::int32_t number = *std::min_element(numbers, numbers + SUMS);
-            *column = Column{number < NONE ? number : -1, {}};
-            if (number == NONE) break;
-            for (int line = 0; line < SUMS; ++line)
-                if (numbers[line] == number) {
-                    column->peaks[line] = lines[number / 32 * PANEL + line].peak;
-                    look(line, number / 32 + 1);
-                }
-        }
+    std::int32_t numbers[SUMS];  // of the next peak of each line
+    const auto look = [&](int line, std::int64_t g) {
+        const std::int32_t number = g < groups ? lines[line * next + g * stride].next : -1;
+        numbers[line] = number >= 0 ? number : NONE;
+    };
+    for (int line = 0; line < SUMS; ++line) look(line, 0);
+    for (;; ++columns) {
+        const std::int32_t number = *std::min_element(numbers, numbers + SUMS);
+        *columns = Column{number < NONE ? number : -1, {}};
+        if (number == NONE) break;
+        for (int line = 0; line < SUMS; ++line)
+            if (numbers[line] == number) {
+                columns->peaks[line] = lines[line * next + number / 32 * stride].peak;
+                look(line, number / 32 + 1);
+            }
     }
 }
 
@@ -159,7 +162,7 @@ void multiply(const Matrix& matrix, std::int64_t first, std::int64_t last, const
     else if (x.in_panels())
         chosen->linear_panels(format, tiles, rows, blocks, first, last, x.groups(), x.columns(), x.lines(), parts, y, next);
     else
-        chosen->linear(format, tiles, rows, blocks, first, last, x.groups(), x.lines(), parts, y, next);
+        chosen->linear(format, tiles, rows, blocks, first, last, x.groups(), x.columns(), x.lines(), parts, y, next);
 }
 
 }  // namespace gemlens

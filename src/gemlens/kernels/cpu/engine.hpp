@@ -54,10 +54,10 @@ class Tokens {
 public:
     Tokens(const float* numbers, std::int64_t count, std::int64_t width, int parts, bool in_panels);
 
-    // Tokens from `first` on, as many as a panel has; they are alone in it.
-    std::int64_t together() const { return std::max<std::int64_t>(1, panel_ / parts_); }
+    // Tokens whose peaks are gathered, after all: those of a panel from `first` on, or as many without one.
+    std::int64_t together() const { return PANEL / parts_; }
     void quantize(std::int64_t token) const;
-    void gather(std::int64_t first) const;  // their peaks, after all
+    void gather(std::int64_t first) const;
 
     const float* numbers;
     std::int64_t count;
@@ -76,6 +76,9 @@ private:
     Room<Column> columns_;
 };
 constexpr std::int64_t MANY = 16;
+
+// The peaks of SUMS lines, whose groups are lines[line * next + group * stride].
+void gather(const Group* lines, std::int64_t next, std::int64_t stride, std::int64_t groups, Column* columns);
 
 // x [tokens, width], as it is multiplied with matrices like one; make(t) first makes the numbers of token t, where they are
 // still to be made. In panels from `many` tokens on.

@@ -74,11 +74,12 @@ struct Kernels {
     // that is 0
     void (*quantize)(const float* numbers, std::int64_t groups, std::int64_t stride, std::int64_t rest, Group* quantized);
     // y[t * next + n] = sum over k of x[t, k] * w[n, k], for the rows of tiles from `first` to before `last`, counted from the
-    // first of these; `parts` lines of x, one after the other, are a token, whose products are the sum of theirs
+    // first of these; `parts` lines of x, one after the other, are a token, whose products are the sum of theirs. The peaks of
+    // SUMS lines from t on are columns[t / SUMS * columns_of(G)] and those that follow, in the order of their numbers
     void (*linear)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-                   std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next);
-    // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL], and
-    // its peaks are among columns[t / SUMS * columns_of(G)] and those that follow, in the order of their numbers
+                   std::int64_t last, const Group* x, const Column* columns, std::int64_t lines, int parts, float* y,
+                   std::int64_t next);
+    // the same for many lines, whose groups come in panels: group g of line t is x[(t / PANEL * G + g) * PANEL + t % PANEL]
     void (*linear_panels)(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks,
                           std::int64_t first, std::int64_t last, const Group* x, const Column* columns, std::int64_t lines,
                           int parts, float* y, std::int64_t next);
@@ -103,9 +104,11 @@ struct Kernels {
     // numbers in bytes, and behind them the floats by which these are multiplied
     void (*to_bytes)(const float* numbers, std::int64_t count, std::int8_t* bytes);
     // what the products of tokens with the rows of each tile of Q8_0 from `first` to before `last` are at most, to
-    // most[t * next + tile]; the first line of token t is at x[t * stride], and reaches are [tokens, blocks]
+    // most[t * next + tile]; the first line of token t is at x[t * stride], its peaks are as in `linear`, of tokens, and reaches
+    // are [tokens, blocks]
     void (*screen)(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-                   std::int64_t stride, const Reach* reaches, std::int64_t tokens, float* most, std::int64_t next);
+                   std::int64_t stride, const Column* columns, const Reach* reaches, std::int64_t tokens, float* most,
+                   std::int64_t next);
     float screen_step;  // of a tile's sizes
     std::int64_t screened;  // of how many tokens of one line at once a screen takes less time than all products
 };

@@ -69,6 +69,9 @@ public:
             std::transform(first, second, std::back_inserter(reaches_), [&](const Group& group) { return reach_of(group); });
             seconds_.push_back(size_of(second, first + stride()) * matrix.largest_row() * slack_);
         }
+        columns_.resize(static_cast<std::size_t>(x.count / SUMS * columns_of(matrix.blocks)));
+        for (std::int64_t i = 0; i < x.count / SUMS; ++i)
+            gather(x.groups() + i * SUMS * stride(), stride(), 1, matrix.blocks, columns_.data() + i * columns_of(matrix.blocks));
     }
 
     // What a token's second line adds to a product at most.
@@ -76,7 +79,8 @@ public:
 
     // most[token * next + tile], from `first` tile to before `last`; what is no number is larger than all.
     void operator()(std::int64_t first, std::int64_t last, float* most, std::int64_t next) const {
-        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), stride(), reaches_.data(), x_.count, most, next);
+        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), stride(), columns_.data(), reaches_.data(), x_.count, most,
+                         next);
         for (std::int64_t t = 0; t < x_.count; ++t)
             std::transform(most + t * next + first, most + t * next + last, most + t * next + first,
                            [more = second(t)](float reach) { return above_all(reach + more); });
@@ -89,7 +93,7 @@ public:
             float products[16 * SOME];
             const std::int64_t end = std::min(last, first + SOME);
             std::fill(products, products + 16 * SOME, -INFINITE);  // of rows that are none
-            kernels().linear(format, tiles, rows, blocks, first, end, x_.groups(), 1, 1, products, 16 * SOME);
+            kernels().linear(format, tiles, rows, blocks, first, end, x_.groups(), nullptr, 1, 1, products, 16 * SOME);
             for (std::int64_t tile = first; tile < end; ++tile) {
                 float highest = -INFINITE;
                 for (const float *each = products + 16 * (tile - first), *const behind = each + 16; each < behind; ++each)
@@ -126,6 +130,7 @@ private:
     float slack_;
     std::vector<Reach> reaches_;  // [tokens, blocks]
     std::vector<float> seconds_;  // [tokens]
+    std::vector<Column> columns_;  // of first lines
 };
 
 // Whether all numbers are, and so small that nothing which is made of them on the way is more than a float holds.
@@ -169,7 +174,7 @@ void take_products(const Matrix& matrix, const Group* line, float second, std::i
     float products[16], more[16];
     const std::int64_t count = std::min<std::int64_t>(16, matrix.rows - 16 * tile);
     const auto multiply = [&](const Group* one, float* y) {
-        kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, one, 1, 1, y, 16);
+        kernels().linear(matrix.format, matrix.tiles, matrix.rows, matrix.blocks, tile, tile + 1, one, nullptr, 1, 1, y, 16);
     };
     multiply(line, products);
     if (matrix.parts == 2) {

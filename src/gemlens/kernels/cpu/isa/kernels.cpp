@@ -198,15 +198,38 @@ void add_products(Quad quad, const Scales<Tile>& scales, const Group* x, std::in
     }
 }
 
-// What becomes of results when use(group, place in it, peak, results) has been called for all peaks of a line.
-template <class Use>
-Simd::Floats over_peaks(const Group* x, std::int64_t groups, Simd::Floats results, Use use) {
+// Adds the products of 16 rows, whose weights of number n are weights_at(n), with the peaks of a line.
+template <class WeightsAt>
+void add_peaks(WeightsAt weights_at, const Group* x, std::int64_t groups, Simd::Floats& result) {
     for (std::int64_t g = 0; g < groups && x[g].next >= 0; ++g) {
         const std::int32_t number = x[g].next;
         g = number / GROUP;
-        results = use(g, number % GROUP, Simd::all(x[g].peak), results);
+        result = Simd::multiply_add(weights_at(number), Simd::all(x[g].peak), result);
     }
-    return results;
+}
+
+// The same of SUMS lines.
+template <class WeightsAt>
+void add_peaks(WeightsAt weights_at, const Column* columns, Simd::Floats* results) {
+    Simd::Floats sums[SUMS];
+    std::copy_n(results, SUMS, sums);
+    for (; columns->number >= 0; ++columns) {
+        const auto weights = weights_at(columns->number);
+#pragma GCC unroll 4
+        for (int t = 0; t < SUMS; ++t) sums[t] = Simd::multiply_add(weights, Simd::all(columns->peaks[t]), sums[t]);
+    }
+    std::copy_n(sums, SUMS, results);
+}
+
+// The same of COUNT lines.
+template <int COUNT, class WeightsAt>
+void add_peaks(WeightsAt weights_at, const Group* x, std::int64_t stride, std::int64_t groups, const Column* columns,
+               Simd::Floats* results) {
+    if constexpr (COUNT % SUMS == 0) {
+        for (int t = 0; t < COUNT; t += SUMS, columns += columns_of(groups)) add_peaks(weights_at, columns, results + t);
+    } else {
+        for (int t = 0; t < COUNT; ++t) add_peaks(weights_at, x + t * stride, groups, results[t]);
+    }
 }
 
 // Weight i of a group of 16 rows, without its offset; `codes` are those of its quad.
@@ -238,8 +261,8 @@ void ask_for(const std::uint8_t* memory, int ahead) {
 }
 
 template <class Tile, int COUNT>
-void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int64_t width, const Group* x, int parts,
-               float* y, std::int64_t next) {
+void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int64_t width, const Group* x,
+               const Column* columns, int parts, float* y, std::int64_t next) {
     constexpr int EACH = Tile::BLOCK / GROUP, OWN = AHEAD / (Tile::REST > 0 ? 2 : 1);
     const std::int64_t groups = blocks * EACH;
     const auto first = at;
@@ -262,13 +285,12 @@ void few_lines(Place<Tile, const std::uint8_t> at, std::int64_t blocks, std::int
             }
         }
     }
-    for (int t = 0; t < COUNT; ++t)
-        results[t] = over_peaks(begin + t * groups, groups, results[t], [=](auto g, int i, auto peak, auto result) {
-            const std::uint8_t *tile = first.tile + g / EACH * Tile::TILE, *rest = first.rest + g / EACH * Tile::REST;
-            const int own = static_cast<int>(g % EACH);
-            const auto weights = weights_of<Tile>(i, Tile::codes(tile, rest, own, quad_of(i)), Scales<Tile>(tile, own));
-            return Simd::multiply_add(weights, peak, result);
-        });
+    const auto weights_at = [=](std::int32_t number) {
+        const int block = number / Tile::BLOCK, g = number % Tile::BLOCK / GROUP, i = number % GROUP;
+        const std::uint8_t *tile = first.tile + block * Tile::TILE, *rest = first.rest + block * Tile::REST;
+        return weights_of<Tile>(i, Tile::codes(tile, rest, g, quad_of(i)), Scales<Tile>(tile, g));
+    };
+    add_peaks<COUNT>(weights_at, begin, groups, groups, columns, results);
     put_products(results, COUNT, parts, width, y, next);
 }
 
@@ -280,7 +302,8 @@ void cut(std::int64_t lines, Some some, std::int64_t first = 0) {
 }
 
 void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
-            std::int64_t last, const Group* x, std::int64_t lines, int parts, float* y, std::int64_t next) {
+            std::int64_t last, const Group* x, const Column* columns, std::int64_t lines, int parts, float* y,
+            std::int64_t next) {
     with_tile(format, [&](auto tile) {
         using Tile = decltype(tile);
         const std::int64_t groups = blocks * (Tile::BLOCK / GROUP);
@@ -288,7 +311,8 @@ void linear(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64
             const Place<Tile, const std::uint8_t> at(tiles, rows, blocks, number);
             cut<8>(lines, [&](auto count, std::int64_t t) {  // an even number of lines, or a token is one
                 constexpr int COUNT = decltype(count)::value;
-                few_lines<Tile, COUNT>(at, blocks, rows - number * ROWS, x + t * groups, parts, y + t / parts * next, next);
+                few_lines<Tile, COUNT>(at, blocks, rows - number * ROWS, x + t * groups, columns + t / SUMS * columns_of(groups),
+                                       parts, y + t / parts * next, next);
             });
         }
     });
@@ -300,21 +324,6 @@ struct Weights {
     typename Tile::Codes codes[QUADS];
     Scales<Tile> scales;
 };
-
-// Adds the products of 16 rows with the peaks of SUMS lines.
-template <class Tile>
-void add_peaks(const Weights<Tile>* all, const Column* columns, Simd::Floats* results) {
-    Simd::Floats sums[SUMS];
-    std::copy_n(results, SUMS, sums);
-    for (; columns->number >= 0; ++columns) {
-        const auto& [codes, scales] = all[columns->number / GROUP];
-        const int i = columns->number % GROUP;
-        const auto weights = weights_of<Tile>(i, codes[quad_of(i)], scales);
-#pragma GCC unroll 4
-        for (int t = 0; t < SUMS; ++t) sums[t] = Simd::multiply_add(weights, Simd::all(columns->peaks[t]), sums[t]);
-    }
-    std::copy_n(sums, SUMS, results);
-}
 
 // Many lines: a tile is unpacked once for a stretch of them that stays in a core's own cache.
 void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std::int64_t blocks, std::int64_t first,
@@ -344,8 +353,11 @@ void linear_panels(int format, const std::uint8_t* tiles, std::int64_t rows, std
                     for (std::int64_t g = 0; g < groups; ++g, ++weights, own += PANEL)
                         add_products<Tile, PANEL>([=](int j) -> const auto& { return weights->codes[j]; }, weights->scales, own, 1, results);
                     const int count = static_cast<int>(std::min<std::int64_t>(PANEL, lines - panel * PANEL));
-                    for (int t = 0; t < PANEL; t += SUMS)
-                        add_peaks<Tile>(unpacked.data(), columns + (panel * PANEL + t) / SUMS * columns_of(groups), results + t);
+                    const auto weights_at = [all = unpacked.data()](std::int32_t number) {
+                        const auto& [codes, scales] = all[number / GROUP];
+                        return weights_of<Tile>(number % GROUP, codes[quad_of(number % GROUP)], scales);
+                    };
+                    add_peaks<PANEL>(weights_at, own, PANEL, groups, columns + panel * (PANEL / SUMS) * columns_of(groups), results);
                     float* const own_y = y + panel * PANEL / parts * next + (number - first) * ROWS;
                     put_products(results, count, parts, rows - number * ROWS, own_y, next);
                 }
@@ -361,8 +373,10 @@ struct Upper {  // nibbles of codes of Q8_0, as a tile
 // What the products of COUNT tokens with 16 rows of Q8_0 can be at most. A code is 16 h + 7.5 + r, and of r only the size is
 // read; what r . x is at most then, `reaches` say, with what rounding may add; see largest.cpp.
 template <int COUNT>
-void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std::int64_t stride, const Reach* reaches,
-                float* most, std::int64_t next) {
+void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, std::int64_t stride, const Column* columns,
+                const Reach* reaches, float* most, std::int64_t next) {
+    const std::uint8_t* const first = tile;
+    const Group* const begin = x;
     Simd::Floats sums[COUNT];
     for (auto& sum : sums) sum = Simd::zero();
     for (std::int64_t block = 0; block < blocks; ++block, tile += TileQ8_0::TILE, ++x, ++reaches) {
@@ -379,13 +393,13 @@ void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, s
             sums[t] = Simd::multiply_add(Simd::absolute(scale), reach, sums[t]);
         }
     }
-    for (int t = 0; t < COUNT; ++t)
-        sums[t] = over_peaks(x - blocks + t * stride, blocks, sums[t], [=](auto g, int i, auto peak, auto sum) {
-            const std::uint8_t* own = tile + (g - blocks) * TileQ8_0::TILE;
-            const auto upper = Simd::column(TileQ8_0::upper(own, quad_of(i)), i % 4);
-            const auto known = Simd::multiply_add(upper, Simd::all(16.0f), Simd::all(7.5f - 128.0f));
-            return Simd::multiply_add(Simd::multiply(TileQ8_0::scale(own, 0, 0), peak), known, sum);
-        });
+    const auto known_at = [=](std::int32_t number) {
+        const std::uint8_t* own = first + number / GROUP * TileQ8_0::TILE;
+        const auto upper = Simd::column(TileQ8_0::upper(own, quad_of(number % GROUP)), number % 4);
+        const auto known = Simd::multiply_add(upper, Simd::all(16.0f), Simd::all(7.5f - 128.0f));
+        return Simd::multiply(TileQ8_0::scale(own, 0, 0), known);
+    };
+    add_peaks<COUNT>(known_at, begin, stride, blocks, columns, sums);
     for (int t = 0; t < COUNT; ++t, most += next) {
         float all[ROWS];
         Simd::store(all, sums[t]);
@@ -396,12 +410,13 @@ void few_bounds(const std::uint8_t* tile, std::int64_t blocks, const Group* x, s
 }
 
 void screen(const std::uint8_t* tiles, std::int64_t blocks, std::int64_t first, std::int64_t last, const Group* x,
-            std::int64_t stride, const Reach* reaches, std::int64_t tokens, float* most, std::int64_t next) {
+            std::int64_t stride, const Column* columns, const Reach* reaches, std::int64_t tokens, float* most, std::int64_t next) {
     for (std::int64_t number = first; number < last; ++number) {
         const std::uint8_t* tile = tiles + number * blocks * TileQ8_0::TILE;
         cut<4>(tokens, [&](auto count, std::int64_t t) {
             constexpr int COUNT = decltype(count)::value;
-            few_bounds<COUNT>(tile, blocks, x + t * stride, stride, reaches + t * blocks, most + t * next + number, next);
+            few_bounds<COUNT>(tile, blocks, x + t * stride, stride, columns + t / SUMS * columns_of(blocks), reaches + t * blocks,
+                              most + t * next + number, next);
         });
     }
 }
