@@ -146,8 +146,8 @@ def beginnings(text: Text) -> list[Claim]:
     load: dict[str, list[float]] = {name: [] for name in kinds}
     room: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(ROUNDS):
-        # Each is the first once and comes after each other: what one before has just given back is there sooner than other
-        # memory. Any step leads to all, as five is a prime.
+        # Each is the first once and comes after each other: memory that one before has just given back is there sooner
+        # than other. Any step leads to all, as five is a prime.
         names, step = [*kinds], number % (len(kinds) - 1) + 1
         for name in (names[(number + i * step) % len(names)] for i in range(len(names))):
             with workers({name: kinds[name]}) as running:

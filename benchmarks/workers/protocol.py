@@ -10,6 +10,7 @@
 While another library is asked, this one waits for its line and takes no time.
 """
 
+import gc
 import json
 import os
 import re
@@ -52,6 +53,7 @@ def serve(library: Library) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         action = question.pop("do")
+        gc.collect()  # of what was imported or done before, or whoever comes next would do it
         began = time.perf_counter()
         if action == "load":
             library.load(**question)

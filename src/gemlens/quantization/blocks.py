@@ -50,6 +50,9 @@ class BlockLinear(_Unsaved, nn.Linear):
         self.padding = -self.in_features % block_format.block_size
         self._unscreened = 0  # tokens whose largest logits are not looked for
 
+    def reset_parameters(self) -> None:
+        """Draws nothing: the weight is given."""
+
     @property
     def shape(self) -> tuple[int, int]:
         """Of the matrix in blocks, whose rows end in zeros where the layer's do not fill their last block."""
