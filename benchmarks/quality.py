@@ -1,14 +1,14 @@
 """What eight bits of activations and blocks of weights cost: on 20,000 tokens of a real text, beside exact float32.
 
-    make real && .venv/bin/python benchmarks/peers.py && .venv/bin/python benchmarks/quality.py [--quick]
+    make real && .venv/bin/python benchmarks/peers.py && .venv/bin/python benchmarks/quality.py [--quick | --head]
 
 The real Gemma 3 270M Q4_K_M file: its blocks as exact float32 numbers are the truth, gemlens with quantize="stored" and
 llama.cpp compute with the blocks. In every row of 1,024 tokens each token but the first is predicted from those before.
 gemlens reads a row at once, when it attends to keys and values as they are, and piece by piece, when it sees of earlier
 pieces what caches hold.
-The screened head is held against the full one for every token, for the largest logit and for the 64 largest, and so are
-these as they are found without a screen. Where the difference comes from is told by exact models of which some products
-have activations in eight bits.
+The screened head is held against the full one for every token, for the largest logit, of eight tokens at once, too,
+and for the 64 largest, and so are these as they are found without a screen. Where the difference comes from is told by
+exact models of which some products have activations in eight bits.
 """
 
 import argparse
@@ -84,15 +84,28 @@ def piece_by_piece(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
 
 
 def differing(head: Any, hidden: Tensor, logits: Tensor) -> int:
-    """For how many tokens the screened head gives anything but the largest of the full one's logits."""
+    """How often the screened head gives anything but the largest of the full one's logits."""
     wrong = 0
     for state, full in zip(hidden, logits, strict=True):
         most = full.topk(64).values
         for kept, screens in ((1, True), (64, True), (64, False)):
             found = largest(state, head.tiles, kept, screens).products
             wrong += not torch.equal(found, full.where(full >= most[kept - 1], -torch.inf))
-        first = best(state.unsqueeze(0), head.tiles)
-        wrong += int(first.rows) != int(full.argmax()) or float(first.products) != float(full.max())
+    for count in (1, 8):
+        for states, full in zip(hidden.split(count), logits.split(count), strict=True):
+            found = best(states, head.tiles)
+            wrong += int(((found.rows != full.argmax(-1)) | (found.products != full.amax(-1))).sum())
+    return wrong
+
+
+@torch.inference_mode()
+def heads_that_differ(rows: list[list[int]]) -> int:
+    """See `differing`; of all rows."""
+    model, wrong = load(quantize="stored"), 0
+    for number, row in enumerate(rows):
+        hidden = model.model(torch.tensor([row])).last_hidden_state[0]
+        wrong += differing(model.lm_head, hidden, model.lm_head(hidden))
+        print(f"row {number + 1} of {ROWS}: {wrong} screened heads differ", flush=True)
     return wrong
 
 
@@ -112,33 +125,23 @@ def with_parts_in_eight_bits(exact: Any, rows: list[list[int]]) -> dict[str, flo
     return shares
 
 
-def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out the screened head, which takes 10 minutes")
-    is_quick = parser.parse_args().quick
-    text = Text.read()
-    rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
+def qualities(text: Text, rows: list[list[int]]) -> dict[str, Any]:
+    """Perplexities and first choices of all rows, what is lost by which products, and the files that gemlens writes."""
     stored, exact = load(quantize="stored"), load(dtype=torch.float32)
     fine = load(quantize="stored", activation_bits=16)
     names = ["exact float32", "llama.cpp"]
     names += [name + held for name in ("gemlens", SIXTEEN) for held in ("", *(f", {how}" for how in HELD))]
     told: dict[str, list[tuple[list[float], list[int]]]] = {name: [] for name in names}
-    wrong = 0
     kinds = {"llama.cpp": llama(REAL, n_ctx=LENGTH, logits_all=True)}
     with torch.inference_mode(), workers(kinds) as running:
         running["llama.cpp"].load()
         for number, row in enumerate(rows):
             ids = torch.tensor(row)
-            told["exact float32"].append(judged(exact(ids[None]).logits[0], ids))
-            hidden = stored.model(ids[None]).last_hidden_state
-            logits = stored.lm_head(hidden)[0]
-            told["gemlens"].append(judged(logits, ids))
-            told[SIXTEEN].append(judged(fine(ids[None]).logits[0], ids))
+            for name, model in (("exact float32", exact), ("gemlens", stored), (SIXTEEN, fine)):
+                told[name].append(judged(model(ids[None]).logits[0], ids))
             for name, model in (("gemlens", stored), (SIXTEEN, fine)):
                 for how, cache in HELD.items():
                     told[f"{name}, {how}"].append(judged(piece_by_piece(model, ids, cache(model.config)), ids))
-            wrong += 0 if is_quick else differing(stored.lm_head, hidden[0], logits)
             told["llama.cpp"].append(tuple(running["llama.cpp"].ask("judge", ids=row)))
             same = sum(map(int.__eq__, told["gemlens"][number][1], told["exact float32"][number][1]))
             print(f"row {number + 1} of {ROWS}: {same} of {LENGTH - 1} first choices", flush=True)
@@ -152,20 +155,34 @@ def main() -> None:
         }
         for name, tokens in likeliest.items()
     }
-    tokens = len(likeliest["gemlens"])
-    about = {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(), "tokens": tokens}
     with torch.inference_mode():
         kept = with_parts_in_eight_bits(exact, rows[:PART_ROWS])
-    result = {
-        **about,
+    return {
+        "tokens": len(likeliest["gemlens"]),
         "figures": figures,
         "the same first choice with activations in eight bits of, %": kept,
         "files of gemlens": written(text),
     }
-    if not is_quick:
-        result["screened head differs"] = wrong
-    print(json.dumps(result, indent=1))
-    (FOLDER / f"{about['date']}-quality.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quick", action="store_true", help="leave out the screened head, which takes 15 minutes")
+    group.add_argument("--head", action="store_true", help="nothing but the screened head")
+    asked = parser.parse_args()
+    text = Text.read()
+    rows = [text.prompt(LENGTH, number) for number in range(ROWS)]
+    today = datetime.date.today().isoformat()
+    about = {"date": today, "commit": commit(), "machine": machine()}
+    results = {} if asked.head else {"quality": qualities(text, rows)}
+    if not asked.quick:
+        results["quality-screened-head"] = {"tokens": ROWS * LENGTH, "screened head differs": heads_that_differ(rows)}
+    for name, result in results.items():
+        print(json.dumps(result, indent=1))
+        path = FOLDER / f"{today}-{name}.json"
+        path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def test_the_screen_counts_what_the_first_eight_bits_leave(kernels: str) -> None
 @every_kernel
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_screen_counts_what_lower_halves_add_to_a_peak(kernels: str, bits: int) -> None:
-    """It decides here, and 112 tiles before the tokens' rows, which are computed first, say more than their upper halves."""
+    """It decides here, and 112 tiles before the tokens' rows, which are computed first, say more than their uppers."""
     peaks, rows = 3 + 5 * torch.arange(12), 1800 + 16 * torch.arange(12)  # each token has its own
     x = torch.where(torch.arange(64) % 3 == 1, -0.1, 0.1).repeat(12, 1)
     x[range(12), peaks] = 100
@@ -309,7 +309,8 @@ def test_the_screen_counts_what_lower_halves_add_to_a_peak(kernels: str, bits: i
         packed = replace(tiles.pack(data, Q8_0, (1984, 64)), bits=bits)
         products = tiles.linear(x, packed)
         found, best = tiles.largest(x[0], packed, 1), tiles.best(x, packed)
-    assert torch.equal(products.argmax(-1), rows) and torch.equal(best.rows, rows)
+    assert torch.equal(products.argmax(-1), rows)
+    assert torch.equal(best.rows, rows)
     assert torch.equal(found.products, products[0].where(products[0] >= products[0, 1800], -torch.inf))
 
 
