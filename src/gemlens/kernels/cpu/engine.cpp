@@ -115,7 +115,8 @@ void Tokens::gather(std::int64_t first) const {
     const std::int64_t groups = width_ / 32, whole = in_panels() ? PANEL : lines() - first * parts_;
     for (std::int64_t line = 0; line + SUMS <= std::min<std::int64_t>(PANEL, whole); line += SUMS) {
         const std::int64_t begin = first * parts_ + line;
-        gemlens::gather(place_of(begin), in_panels() ? 1 : groups, panel_, groups, columns_.data() + begin / SUMS * columns_of(groups));
+        Column* const own = columns_.data() + begin / SUMS * columns_of(groups);
+        gemlens::gather(place_of(begin), in_panels() ? 1 : groups, panel_, groups, own);
     }
 }
 

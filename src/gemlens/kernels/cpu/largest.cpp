@@ -79,8 +79,8 @@ public:
 
     // most[token * next + tile], from `first` tile to before `last`; what is no number is larger than all.
     void operator()(std::int64_t first, std::int64_t last, float* most, std::int64_t next) const {
-        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), stride(), columns_.data(), reaches_.data(), x_.count, most,
-                         next);
+        kernels().screen(matrix_.tiles, matrix_.blocks, first, last, x_.groups(), stride(), columns_.data(), reaches_.data(),
+                         x_.count, most, next);
         for (std::int64_t t = 0; t < x_.count; ++t)
             std::transform(most + t * next + first, most + t * next + last, most + t * next + first,
                            [more = second(t)](float reach) { return above_all(reach + more); });
